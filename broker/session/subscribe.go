@@ -1,0 +1,192 @@
+package session
+
+import (
+	"slices"
+
+	"rewindmq/schema"
+	"rewindmq/store"
+)
+
+// subscription is one of the session's, with what is not stored of it.
+type subscription struct {
+	schema.Subscription
+	stored bool
+	// safe is the place of the run that may be stored: it follows the records,
+	// as after does. Run.Next follows what was taken.
+	safe string
+}
+
+// request is a SUBSCRIBE or UNSUBSCRIBE that waits for its turn.
+type request struct {
+	id          uint16
+	subscribe   []schema.Subscription // valid ones, in order
+	codes       []Code                // the whole answer; those of `subscribe` are set when granted
+	unsubscribe []string
+}
+
+func (s *Session) setSubscription(sub *subscription) {
+	if s.subs == nil {
+		s.subs = make(map[string]*subscription)
+	}
+	s.deleteSubscription(sub.Filter)
+	s.subs[sub.Filter] = sub
+	if sub.Run != nil {
+		s.runs = append(s.runs, sub)
+	}
+	if schema.Wildcard(sub.Filter) != "" {
+		s.wild = append(s.wild, sub)
+	}
+}
+
+func (s *Session) deleteSubscription(filter string) bool {
+	old := s.subs[filter]
+	if old == nil {
+		return false
+	}
+	delete(s.subs, filter)
+	s.dropRun(old)
+	s.wild = slices.DeleteFunc(s.wild, func(o *subscription) bool { return o == old })
+	return true
+}
+
+// Subscribed tells whether filter is subscribed to, for limits.
+func (s *Session) Subscribed(filter string) bool { return s.subs[filter] != nil }
+
+// OnSubscribe takes a SUBSCRIBE: its valid filters with their options, and the
+// codes of the whole answer in order, in which those of the valid filters hold
+// the QoS granted.
+func (s *Session) OnSubscribe(id uint16, subs []schema.Subscription, codes []Code) {
+	s.requests = append(s.requests, request{id: id, subscribe: subs, codes: codes})
+	s.nextRequest()
+}
+
+// OnUnsubscribe takes an UNSUBSCRIBE.
+func (s *Session) OnUnsubscribe(id uint16, filters []string) {
+	s.requests = append(s.requests, request{id: id, unsubscribe: filters})
+	s.nextRequest()
+}
+
+// Requests gives the number of requests that wait, for the caller's bound.
+func (s *Session) Requests() int { return len(s.requests) }
+
+// nextRequest begins with the first request. Requests are done one at a time:
+// an UNSUBSCRIBE does not overtake the SUBSCRIBE before it.
+func (s *Session) nextRequest() {
+	for len(s.requests) > 0 && !s.asking && !s.closing {
+		r := s.requests[0]
+		if len(r.subscribe) > 0 {
+			// The hub matches the filters from before Head is read, so that
+			// nothing that commits after Head is processed without them.
+			filters := make([]string, len(r.subscribe))
+			for i := range r.subscribe {
+				filters[i] = r.subscribe[i].Filter
+			}
+			s.asking = true
+			s.do(Action{Do: DoFilters, Filters: filters})
+			s.do(Action{Do: DoHead})
+			return
+		}
+		s.requests = s.requests[1:]
+		if r.unsubscribe != nil {
+			s.unsubscribe(r)
+			continue
+		}
+		s.do(Action{Do: SendSuback, PacketID: r.id, Codes: r.codes}) // nothing valid in it
+	}
+	if len(s.requests) == 0 {
+		s.requests = nil
+	}
+}
+
+// OnHead brings what DoHead asked for; on an error the connection ends.
+func (s *Session) OnHead(head schema.Cursor, err error) {
+	s.asking = false
+	if s.closing || len(s.requests) == 0 {
+		s.finish()
+		return
+	}
+	if err != nil {
+		s.Close(ReasonStore)
+		return
+	}
+	r := s.requests[0]
+	s.requests = s.requests[1:]
+	// What was acknowledged before SUBSCRIBE was sent is not after the place
+	// (R1, R7, S-47); what the hub has offered before the filter was known is
+	// not either.
+	place := s.o.H().Clone()
+	if s.on(ruleSince) {
+		place.Merge(head)
+		place.Merge(s.taken)
+	}
+	subs := make([]*subscription, len(r.subscribe))
+	docs := make([]schema.Subscription, len(r.subscribe))
+	for i := range r.subscribe {
+		subs[i] = s.subscribe(&r.subscribe[i], place)
+		docs[i] = subs[i].document(s)
+	}
+	s.write(written{kind: wroteSubscribe, subs: subs, id: r.id, codes: r.codes}, store.PutSubscriptions{Owner: s.o.Owner, Subscriptions: docs})
+	s.nextRequest()
+}
+
+// subscribe makes one subscription of a SUBSCRIBE. A replaced one keeps its
+// place in the log, and its new options hold at once; only for what lies before
+// the replacement the highest QoS so far still holds (R6) [MQTT-3.8.4-3].
+func (s *Session) subscribe(want *schema.Subscription, place schema.Cursor) *subscription {
+	now := s.o.Now()
+	sub := &subscription{Subscription: *want}
+	sub.ID, sub.Owner, sub.Created, sub.Since = s.o.NewID(now), s.o.Owner, now, place
+	old := s.subs[want.Filter]
+	fresh := old == nil || old.Run != nil // a run that is not finished counts as new (R2)
+	if old != nil {
+		sub.ID, sub.Created, sub.Since = old.ID, old.Created, old.Since
+		q := old.QoS
+		if old.Before != nil {
+			q = max(q, old.Before.QoS)
+		}
+		sub.Before = &schema.Before{QoS: q, UpTo: place}
+	}
+	// [MQTT-3.3.1-9, MQTT-3.3.1-10, MQTT-3.3.1-11]
+	if want.RetainHandling == 0 || want.RetainHandling == 1 && fresh {
+		sub.Run = &schema.Run{ID: s.o.NewID(now), Place: place}
+		s.do(Action{Do: DoWaitFor, Place: place})
+	}
+	s.setSubscription(sub)
+	return sub
+}
+
+// document gives the subscription as it is stored.
+func (sub *subscription) document(s *Session) schema.Subscription {
+	d := sub.Subscription
+	d.Owner = s.o.Owner
+	if d.Run != nil {
+		run := *d.Run
+		if s.on(ruleRunSafe) {
+			run.Next = sub.safe
+		}
+		d.Run = &run
+	}
+	return d
+}
+
+// onSubscribed: the documents are committed; SUBACK follows [MQTT-3.8.4-1].
+func (s *Session) onSubscribed(w written) {
+	for _, sub := range w.subs {
+		sub.stored = true
+	}
+	if !s.closing {
+		s.do(Action{Do: SendSuback, PacketID: w.id, Codes: w.codes})
+	}
+	s.Pump()
+}
+
+func (s *Session) unsubscribe(r request) {
+	codes := make([]Code, len(r.unsubscribe))
+	for i, f := range r.unsubscribe {
+		if !s.deleteSubscription(f) {
+			codes[i] = NoSubscriptionFound
+		}
+	}
+	s.do(Action{Do: DoUnfilter, Filters: r.unsubscribe})
+	s.write(written{kind: wroteUnsubscribe, id: r.id, codes: codes}, store.DeleteSubscriptions{Owner: s.o.Owner, Filters: r.unsubscribe})
+}

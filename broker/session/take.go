@@ -1,0 +1,194 @@
+package session
+
+import (
+	"slices"
+	"time"
+
+	"rewindmq/schema"
+)
+
+// match says how a message is to be delivered.
+type match struct {
+	qos uint8
+	ok  bool
+	rap bool
+	ids []uint32
+}
+
+// match looks the message up in the present subscriptions, at each delivery: so
+// UNSUBSCRIBE works in the middle of a replay. Overlapping subscriptions give one
+// copy, with the highest QoS and the identifiers of all that would deliver it
+// [MQTT-3.3.4-2, MQTT-3.3.4-3].
+func (s *Session) match(m *schema.Message) match {
+	var r match
+	if sub := s.subs[m.Topic]; sub != nil && schema.Wildcard(sub.Filter) == "" {
+		r.add(s, sub, m)
+	}
+	for _, sub := range s.wild {
+		if schema.Match(sub.Filter, m.Topic) {
+			r.add(s, sub, m)
+		}
+	}
+	return r
+}
+
+func (r *match) add(s *Session, sub *subscription, m *schema.Message) {
+	// [MQTT-3.8.3-3] No Local: not to the connection that published it.
+	if sub.NoLocal && m.ClientID == s.o.Owner.ClientID {
+		return
+	}
+	before := sub.Before
+	if !s.on(ruleBefore) {
+		sub.Before = nil
+	}
+	q, ok := sub.Effective(m)
+	sub.Before = before
+	if !ok {
+		return
+	}
+	r.qos, r.ok, r.rap = max(r.qos, q), true, r.rap || sub.RetainAsPublished
+	if sub.Identifier != 0 && !slices.Contains(r.ids, sub.Identifier) {
+		r.ids = append(r.ids, sub.Identifier)
+	}
+}
+
+// room tells whether a delivery that needs a packet id can go on its way.
+func (s *Session) room() bool {
+	return len(s.again) == 0 && !s.blocked && s.win.room() && (!s.o.Clean || len(s.recording) < s.o.Queue)
+}
+
+// take moves the session past m, delivering it if it matches; false: the window
+// has no room, m is to come again.
+func (s *Session) take(m *schema.Message, isLive bool) bool {
+	if !s.taken.After(m.Mark) && s.on(ruleOfferAfter) {
+		return true // known already: a hub that lags behind does no harm
+	}
+	r := s.match(m)
+	now := s.o.Now()
+	expired := r.ok && m.Expired(now) // [MQTT-3.3.2-5]
+	large := r.ok && s.tooLarge(m, r)
+	if r.ok && r.qos > 0 && !expired && !s.room() {
+		return false
+	}
+	s.taken.Advance(m.Mark)
+	switch {
+	case !r.ok:
+		s.follow(step{kind: stepMark, mark: m.Mark})
+	case expired:
+		s.do(Action{Do: Count, Dropped: DropExpired, QoS: r.qos})
+		s.follow(step{kind: stepMark, mark: m.Mark})
+	case r.qos == 0:
+		switch {
+		case large:
+			s.do(Action{Do: Count, Dropped: DropTooLarge})
+		case s.begin.After(m.Mark):
+			s.do(Action{Do: SendPublish, Message: m, Retain: m.Retain && r.rap, Identifiers: r.ids, Live: isLive})
+		default:
+			s.do(Action{Do: Count, Dropped: DropQoS0Offline})
+		}
+		s.follow(step{kind: stepMark, mark: m.Mark})
+	case large:
+		// [MQTT-3.1.2-25] discarded as if it had been completed; the record
+		// says so, that it does not come to a larger client out of turn (S7).
+		s.do(Action{Do: Count, Dropped: DropTooLarge, QoS: r.qos})
+		if s.o.Clean || !s.on(ruleDropRecord) {
+			s.follow(step{kind: stepMark, mark: m.Mark})
+		} else {
+			s.record(m, &entry{dropped: true}, now)
+		}
+	default:
+		s.record(m, &entry{Flight: schema.Flight{QoS: r.qos, PacketID: s.nextID()}, ids: r.ids, rap: r.rap, live: isLive}, now)
+	}
+	return true
+}
+
+func (s *Session) nextID() uint16 {
+	if !s.on(ruleLongestFree) {
+		return s.win.lowest()
+	}
+	return s.win.peek()
+}
+
+// tooLarge tells whether the client does not take a packet of that size.
+func (s *Session) tooLarge(m *schema.Message, r match) bool {
+	return s.o.MaximumPacketSize > 0 && s.o.Size(m, r.qos, r.ids) > s.o.MaximumPacketSize
+}
+
+// record gives the delivery its number and its record. A persistent session's
+// PUBLISH follows when the record is committed, and not before.
+func (s *Session) record(m *schema.Message, e *entry, now time.Time) {
+	s.seq++
+	e.Seq, e.MessageID, e.Mark, e.Created, e.m, e.topic = s.seq, m.ID, m.Mark, now, m, m.Topic
+	if e.PacketID != 0 {
+		s.win.add(e)
+	}
+	e.committed = s.o.Clean
+	if s.o.Clean {
+		s.sendEntry(e, false)
+	}
+	s.recording = append(s.recording, e)
+	s.do(Action{Do: DoRecord, Delivery: schema.Delivery{
+		ID: s.o.NewID(now), Owner: s.o.Owner, Seq: e.Seq, Topic: m.Topic, MessageID: m.ID, Mark: m.Mark,
+		PacketID: e.PacketID, QoS: e.QoS, Retained: e.Retained, Dropped: e.dropped, Host: s.o.Host, Created: now,
+	}})
+	s.follow(step{kind: stepRecord, e: e})
+	if !s.on(ruleRecordFirst) && e.PacketID != 0 && !s.o.Clean {
+		s.sendEntry(e, false)
+	}
+}
+
+// OnRecorded tells what became of the record that has been under way for
+// longest. lost: the session is another's; the outcome is not known for any other
+// error.
+func (s *Session) OnRecorded(err error, lost bool) {
+	e := s.recording[0]
+	s.recording[0] = nil
+	if s.recording = s.recording[1:]; len(s.recording) == 0 {
+		s.recording = nil
+	}
+	switch {
+	case err != nil && lost && !s.on(ruleFencedSilent):
+	case err != nil:
+		s.lost = true // nothing of it, or of what lies behind it, leaves
+		if lost {
+			s.Close(ReasonTakenOver)
+		} else {
+			s.Close(ReasonStore)
+		}
+		s.finish()
+		return
+	}
+	if s.lost {
+		s.finish()
+		return
+	}
+	e.committed = true
+	s.rseq, s.dirty = max(s.rseq, e.Seq), true
+	s.unsaved++
+	s.drainLine()
+	if e.PacketID != 0 && !e.sent && !s.closing {
+		s.sendEntry(e, false)
+	}
+	if s.unsaved >= defaultSaveDeliveries {
+		s.save()
+	}
+	s.finish()
+	s.Pump()
+}
+
+// sendEntry sends a delivery. [MQTT-3.3.1-1] DUP is 0 on a first attempt; a
+// record that a former connection left counts as an attempt.
+func (s *Session) sendEntry(e *entry, dup bool) {
+	if s.closing {
+		return
+	}
+	retain := !e.Retained.IsZero() || e.m.Retain && e.rap
+	s.do(Action{
+		Do: SendPublish, Message: e.m, QoS: e.QoS, PacketID: e.PacketID, Dup: dup, Retain: retain,
+		Identifiers: e.ids, Live: e.live,
+	})
+	if !e.sent {
+		s.unacked++
+	}
+	e.sent, e.m = true, nil
+}

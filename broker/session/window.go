@@ -1,0 +1,105 @@
+package session
+
+import (
+	"slices"
+
+	"rewindmq/schema"
+)
+
+// entry is a delivery: in the flight from its record to its settlement.
+type entry struct {
+	schema.Flight
+	topic     string
+	m         *schema.Message // until it is sent: it is never sent twice on one connection
+	dropped   bool            // a record only
+	live      bool
+	ids       []uint32
+	rap       bool
+	committed bool // the record is durable (clean session: not needed)
+	sent      bool // on this connection
+	receiving bool // MarkReceived is under way
+}
+
+// window is the flight and its packet ids.
+//
+// Invariant: byID holds exactly the entries of flight; flight ascends by Seq.
+type window struct {
+	size   int
+	byID   map[uint16]*entry
+	flight []*entry
+	fresh  int      // ids above it were never used: they have been free for longest
+	freed  []uint16 // then these, in this order
+}
+
+func (w *window) init(size int) { w.size = size }
+
+func (w *window) len() int { return len(w.flight) }
+
+// room tells whether another delivery fits: there is a free id exactly then,
+// since at most size-1 of the ids 1..size are held.
+func (w *window) room() bool { return len(w.flight) < w.size && w.peek() != 0 }
+
+// peek gives the free id that has been free for longest, 0 if there is none. An
+// entry of a former connection may hold an id above this one's window, so the
+// flight's length alone does not tell.
+func (w *window) peek() uint16 {
+	for w.fresh < w.size {
+		if id := uint16(w.fresh + 1); w.byID[id] == nil {
+			return id
+		}
+		w.fresh++
+	}
+	for len(w.freed) > 0 {
+		if w.byID[w.freed[0]] == nil {
+			return w.freed[0]
+		}
+		w.freed = w.freed[1:]
+	}
+	return 0
+}
+
+// lowest is peek without the rule of the longest free.
+func (w *window) lowest() uint16 {
+	for id := 1; id <= w.size; id++ {
+		if w.byID[uint16(id)] == nil {
+			return uint16(id)
+		}
+	}
+	return 0
+}
+
+// add puts a new delivery under its id into the flight.
+func (w *window) add(e *entry) {
+	if int(e.PacketID) == w.fresh+1 {
+		w.fresh++
+	} else if len(w.freed) > 0 && w.freed[0] == e.PacketID {
+		w.freed = w.freed[1:]
+	}
+	w.restore(e)
+}
+
+// restore puts an entry of a former connection into the flight.
+func (w *window) restore(e *entry) {
+	if w.byID == nil {
+		w.byID = make(map[uint16]*entry)
+	}
+	w.byID[e.PacketID] = e
+	w.flight = append(w.flight, e)
+}
+
+// settle takes an entry out; its id is free, last in line.
+func (w *window) settle(e *entry) {
+	delete(w.byID, e.PacketID)
+	if w.flight[0] == e {
+		w.flight[0] = nil
+		w.flight = w.flight[1:]
+	} else if i := slices.Index(w.flight, e); i >= 0 {
+		w.flight = slices.Delete(w.flight, i, i+1)
+	}
+	if int(e.PacketID) <= w.size && int(e.PacketID) <= w.fresh {
+		w.freed = append(w.freed, e.PacketID)
+	}
+	if len(w.flight) == 0 {
+		w.flight = nil
+	}
+}

@@ -1,0 +1,79 @@
+package store
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Metrics are those that every store feeds, under the same names; the label
+// backend tells which ("embedded", "mongodb").
+type Metrics struct {
+	BatchMessages   prometheus.Observer
+	AppendSeconds   prometheus.Observer
+	QueueMessages   prometheus.Gauge
+	Up              prometheus.Gauge
+	HeadSequence    prometheus.Gauge
+	OldestTimestamp prometheus.Gauge
+
+	operation *prometheus.HistogramVec
+	errors    *prometheus.CounterVec
+	backend   string
+}
+
+// LatencyBuckets are the bounds of every latency histogram, in seconds.
+func LatencyBuckets() []float64 {
+	return []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
+}
+
+// NewMetrics registers the metrics for one backend. It fails when they are
+// registered already.
+func NewMetrics(reg prometheus.Registerer, backend string) (*Metrics, error) {
+	labels := prometheus.Labels{"backend": backend}
+	batch := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "rewindmq_store_append_batch_messages", Help: "Messages in an append batch.",
+		Buckets: prometheus.ExponentialBuckets(1, 2, 13), NativeHistogramBucketFactor: 1.1,
+	}, []string{"backend"})
+	app := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "rewindmq_store_append_duration_seconds", Help: "Time from the start of an append batch until it is durable.",
+		Buckets: LatencyBuckets(), NativeHistogramBucketFactor: 1.1,
+	}, []string{"backend"})
+	op := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "rewindmq_store_operation_duration_seconds", Help: "Time of a store operation other than append.",
+		Buckets: LatencyBuckets(), NativeHistogramBucketFactor: 1.1,
+	}, []string{"backend", "op"})
+	errs := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "rewindmq_store_errors_total", Help: "Errors of store operations.",
+	}, []string{"backend", "op", "kind"})
+	m := &Metrics{
+		BatchMessages: batch.WithLabelValues(backend), AppendSeconds: app.WithLabelValues(backend),
+		QueueMessages: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "rewindmq_store_append_queue_messages", Help: "Messages waiting for an append batch.",
+		}),
+		Up: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "rewindmq_store_up", Help: "1 if the last write to the store succeeded.", ConstLabels: labels,
+		}),
+		HeadSequence: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "rewindmq_store_head_sequence", Help: "Position of the last durable message, summed over lanes.",
+		}),
+		OldestTimestamp: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "rewindmq_store_oldest_message_timestamp_seconds", Help: "Creation time of the oldest message kept, Unix time; 0 if none.",
+		}),
+		operation: op, errors: errs, backend: backend,
+	}
+	for _, c := range []prometheus.Collector{batch, app, op, errs, m.QueueMessages, m.Up, m.HeadSequence, m.OldestTimestamp} {
+		if err := reg.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// Operation notes how long an operation took.
+func (m *Metrics) Operation(op string, took time.Duration) {
+	m.operation.WithLabelValues(m.backend, op).Observe(took.Seconds())
+}
+
+// Error counts a failed operation. kind is one of timeout, not_primary, network,
+// duplicate_key, write_concern, no_space, corrupt, other.
+func (m *Metrics) Error(op, kind string) { m.errors.WithLabelValues(m.backend, op, kind).Inc() }
