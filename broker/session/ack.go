@@ -50,6 +50,7 @@ func (s *Session) popAgain(e *entry) {
 // skip settles a delivery that cannot be sent: QoS 1 at once; QoS 2 goes on as if
 // PUBREC had come, so that the id is free on both sides (S23).
 func (s *Session) skip(e *entry) {
+	e.dropped = true // it counts as dropped, not as acknowledged
 	if e.QoS == 1 {
 		s.settle(e)
 		return
@@ -114,6 +115,9 @@ func (s *Session) gone(e *entry) {
 // settle ends a delivery.
 func (s *Session) settle(e *entry) {
 	s.win.settle(e)
+	if !e.dropped {
+		s.do(Action{Do: Settled, QoS: e.QoS, At: e.Created})
+	}
 	if e.sent {
 		s.unacked--
 	}

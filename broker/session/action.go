@@ -1,6 +1,8 @@
 package session
 
 import (
+	"time"
+
 	"rewindmq/schema"
 	"rewindmq/store"
 )
@@ -14,6 +16,7 @@ const (
 	// At QoS 0 it may be dropped when the connection does not take it.
 	SendPublish Do = iota + 1
 	// SendAck sends a PUBACK, PUBREC, PUBREL or PUBCOMP: Ack, PacketID, Code.
+	// With Ack 0 nothing is sent: a QoS 0 message was appended, or refused.
 	SendAck
 	// SendSuback and SendUnsuback answer the request PacketID with Codes.
 	SendSuback
@@ -42,6 +45,8 @@ const (
 	DoEnd
 	// Count tells of a message that is not delivered: Dropped, QoS.
 	Count
+	// Settled tells that the client has acknowledged a delivery: QoS, At.
+	Settled
 )
 
 // Action is one thing to carry out. Which fields count depends on Do.
@@ -64,6 +69,11 @@ type Action struct {
 	Place       schema.Cursor
 	Reason      Reason
 	Dropped     Drop
+	// Again: a PUBREC for what was sent before, not for a new message.
+	Again bool
+	// At is when the message that is acknowledged was taken in, or when the
+	// delivery that is settled was recorded.
+	At time.Time
 }
 
 // AckKind is one of the four acknowledgements.

@@ -119,7 +119,7 @@ func (s *Session) OnAttach() (from schema.Cursor, filters []string, ok bool) {
 
 // Position tells from where, and for which filters, the log is to be read.
 func (s *Session) Position() (schema.Cursor, []string) {
-	return s.taken.Clone(), s.filters()
+	return s.taken.Clone(), s.Filters()
 }
 
 // Feed takes messages read from the log, in order, and tells how many; the rest

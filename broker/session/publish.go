@@ -3,6 +3,7 @@ package session
 import (
 	"errors"
 	"slices"
+	"time"
 
 	"rewindmq/schema"
 	"rewindmq/store"
@@ -16,6 +17,8 @@ type incoming struct {
 	in  *inbound // QoS 2
 	// ready: nothing stands in the way of the append.
 	ready bool
+	again bool // a resend
+	at    time.Time
 }
 
 // inbound is a QoS 2 message of the client's, from its PUBLISH to its PUBREL.
@@ -42,7 +45,7 @@ func (s *Session) OnPublish(m *schema.Message, id uint16) {
 	if s.closing {
 		return
 	}
-	p := &incoming{m: m, qos: m.QoS, id: id, ready: true}
+	p := &incoming{m: m, qos: m.QoS, id: id, ready: true, at: m.Created}
 	m.ID = s.o.NewID(m.Created)
 	if m.QoS == 2 && !s.onPublish2(p) {
 		return
@@ -63,7 +66,7 @@ func (s *Session) OnPublish(m *schema.Message, id uint16) {
 // ID, and the log takes it once [MQTT-4.3.3-10, MQTT-4.3.3-11].
 func (s *Session) onPublish2(p *incoming) bool {
 	if in := s.inbound[p.id]; in != nil {
-		p.m.ID, p.in = in.id, in
+		p.m.ID, p.in, p.again = in.id, in, true
 		if !in.used && !s.spend() {
 			return false
 		}
@@ -171,13 +174,15 @@ func (s *Session) acknowledge(p *incoming, code Code) {
 	switch p.qos {
 	case 1:
 		s.used--
-		s.do(Action{Do: SendAck, Ack: Puback, PacketID: p.id, Code: code})
+		s.do(Action{Do: SendAck, Ack: Puback, PacketID: p.id, Code: code, QoS: 1, At: p.at})
 	case 2:
 		if code >= failure {
 			// [MQTT-4.3.3-9] the handshake ends here; the id is free again.
 			s.dropInbound(p.id, p.in)
 		}
-		s.do(Action{Do: SendAck, Ack: Pubrec, PacketID: p.id, Code: code})
+		s.do(Action{Do: SendAck, Ack: Pubrec, PacketID: p.id, Code: code, QoS: 2, At: p.at, Again: p.again})
+	default:
+		s.do(Action{Do: SendAck, Code: code, At: p.at}) // counted, not sent
 	}
 }
 

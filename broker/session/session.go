@@ -80,6 +80,7 @@ type Session struct {
 	subs      map[string]*subscription
 	wild      []*subscription // those with wildcards
 	runs      []*subscription // those with a retained run
+	filters   []string        // of subs, in order; nil: not made yet
 	requests  []request       // SUBSCRIBE and UNSUBSCRIBE, one at a time
 	asking    bool            // DoHead is under way for requests[0]
 	inbound   map[uint16]*inbound
@@ -162,15 +163,20 @@ func (s *Session) Actions() []Action {
 // is read from where the session stands.
 func (s *Session) Start() {
 	if len(s.subs) > 0 {
-		s.do(Action{Do: DoFilters, Filters: s.filters()})
+		s.do(Action{Do: DoFilters, Filters: s.Filters()})
 	}
 	s.do(Action{Do: DoReplay})
 	s.Pump()
 }
 
-// filters gives the filters in order, so that the same inputs give the same
-// actions.
-func (s *Session) filters() []string { return slices.Sorted(maps.Keys(s.subs)) }
+// Filters gives the topic filters in order, so that the same inputs give the
+// same actions. The slice is shared, and never changed.
+func (s *Session) Filters() []string {
+	if s.filters == nil && len(s.subs) > 0 {
+		s.filters = slices.Sorted(maps.Keys(s.subs))
+	}
+	return s.filters
+}
 
 // Hungry tells whether Feed would take a message now.
 func (s *Session) Hungry() bool {

@@ -29,7 +29,7 @@ func (s *Session) setSubscription(sub *subscription) {
 		s.subs = make(map[string]*subscription)
 	}
 	s.deleteSubscription(sub.Filter)
-	s.subs[sub.Filter] = sub
+	s.subs[sub.Filter], s.filters = sub, nil
 	if sub.Run != nil {
 		s.runs = append(s.runs, sub)
 	}
@@ -44,6 +44,7 @@ func (s *Session) deleteSubscription(filter string) bool {
 		return false
 	}
 	delete(s.subs, filter)
+	s.filters = nil
 	s.dropRun(old)
 	s.wild = slices.DeleteFunc(s.wild, func(o *subscription) bool { return o == old })
 	return true

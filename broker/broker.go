@@ -1,0 +1,278 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"rewindmq/broker/session"
+	"rewindmq/fanout"
+	"rewindmq/replay"
+	"rewindmq/schema"
+	"rewindmq/store"
+)
+
+// lanes is the number of record lanes and of writer lanes: each has one batch
+// under way.
+const lanes = 4
+
+// Broker serves MQTT on top of a store.
+type Broker struct {
+	o          Options
+	m          *Metrics
+	store      store.Store
+	hub        *fanout.Hub
+	source     replay.Source
+	replay     replay.Options
+	ids        *schema.IDSource
+	roster     *roster
+	projection *projection
+	ingest     *ingest
+	keeper     *keeper
+	records    recordLanes
+	writes     writeLanes
+	claims     claimLane
+	scratch    scratchPool
+	buffers    bufferPool
+
+	// life ends when everything has let go of the store; drainCh is closed when
+	// the broker begins to end.
+	life  context.Context
+	kill  context.CancelFunc
+	drain atomic.Bool
+	// tasks are the short-lived goroutines; Run waits for them.
+	tasks       tasks
+	connections atomic.Int64
+	stored      atomic.Int64 // sessions in the store, as last counted
+	ready       chan struct{}
+	troubleMu   sync.Mutex
+	troubleAt   map[string]time.Time
+}
+
+// New makes a broker on s. Run starts it.
+func New(s store.Store, o Options) (*Broker, error) {
+	if err := o.complete(); err != nil {
+		return nil, err
+	}
+	if o.Metrics == nil {
+		m, err := NewMetrics(prometheus.NewRegistry())
+		if err != nil {
+			return nil, err
+		}
+		o.Metrics = m
+	}
+	b := &Broker{
+		o: o, m: o.Metrics, store: s, ids: schema.NewIDSource(), roster: newRoster(), ingest: newIngest(o.IngestBytes),
+		projection: newProjection(&o, s), claims: claimLane{newLane[claimCall]()}, ready: make(chan struct{}),
+		troubleAt: make(map[string]time.Time),
+		replay:    replay.Options{Gate: replay.NewGate(64), Metrics: o.Replay},
+	}
+	b.tasks.init()
+	b.life, b.kill = context.WithCancel(context.Background())
+	b.hub = fanout.New(s, fanout.Options{CacheBytes: o.HubCacheBytes, Observe: b.projection.observe, Metrics: o.Hub})
+	b.source = b.hub.Source(s)
+	b.keeper = &keeper{b: b, wake: make(chan struct{}, 1)}
+	seed := maphash.MakeSeed()
+	b.records, b.writes = newRecordLanes(seed), newWriteLanes(seed)
+	return b, nil
+}
+
+// Run serves until ctx ends: then connections are told to go, sessions let go of
+// what they own, and Run returns when all that it started has ended. The store
+// must run for longer. It returns an error when the broker cannot go on.
+func (b *Broker) Run(ctx context.Context) error {
+	defer b.kill()
+	g, gctx := errgroup.WithContext(ctx)
+	workers, stop := context.WithCancel(b.life)
+	defer stop()
+	var work errgroup.Group
+	work.Go(func() error { return b.runHub(workers) })
+	if err := b.start(gctx); err != nil {
+		stop()
+		return errors.Join(err, work.Wait())
+	}
+	b.runLanes(workers, &work)
+	work.Go(func() error { b.keeper.run(workers); return nil })
+	work.Go(func() error { b.tick(workers); return nil })
+	work.Go(func() error { return b.watch(workers) })
+	work.Go(func() error {
+		b.projection.run(workers, b.life, b.hub.H, func(err error) { b.storeTrouble("retained", "", err) })
+		return nil
+	})
+	close(b.ready)
+	failed := make(chan error, 1)
+	g.Go(func() error {
+		failed <- work.Wait()
+		return nil
+	})
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+		failed <- err
+	}
+	b.letGo()
+	stop()
+	_ = g.Wait()
+	err = errors.Join(err, <-failed)
+	b.kill()
+	b.tasks.wait()
+	return err
+}
+
+// runHub makes the end of the hub the end of the broker.
+func (b *Broker) runHub(ctx context.Context) error {
+	err := b.hub.Run(ctx)
+	if err == nil && ctx.Err() == nil {
+		err = errors.New("the tail of the log has ended")
+	}
+	if err != nil {
+		return fmt.Errorf("broker: %w", err)
+	}
+	return nil
+}
+
+// start waits for the first H and brings the projection up to it.
+func (b *Broker) start(ctx context.Context) error {
+	select {
+	case <-b.hub.Ready():
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return b.projection.load(ctx, b.hub.Start())
+}
+
+// letGo ends all sessions in order.
+func (b *Broker) letGo() {
+	b.drain.Store(true)
+	deadline, cancel := context.WithTimeout(b.life, b.o.DrainTimeout)
+	defer cancel()
+	for {
+		all := b.roster.all(nil)
+		if len(all) == 0 {
+			return
+		}
+		for _, cl := range all {
+			cl.takeOver(session.ReasonShutdown)
+		}
+		for _, cl := range all {
+			select {
+			case <-cl.ended:
+			case <-deadline.Done():
+				b.o.Log.Warn("sessions did not let go in time; they are finished at the next start", zap.Int("sessions", b.roster.len()))
+				return
+			}
+		}
+	}
+}
+
+// Ready tells whether the broker serves.
+func (b *Broker) Ready(ctx context.Context) error {
+	select {
+	case <-b.ready:
+	default:
+		return errors.New("broker: starting")
+	}
+	if b.draining() {
+		return errors.New("broker: draining")
+	}
+	return b.store.Ready(ctx)
+}
+
+// Started is closed when connections may come.
+func (b *Broker) Started() <-chan struct{} { return b.ready }
+
+func (b *Broker) draining() bool { return b.drain.Load() }
+
+func (b *Broker) now() time.Time { return b.o.Now() }
+
+// admit counts a connection in; false: there are too many.
+func (b *Broker) admit() bool {
+	if b.connections.Add(1) > int64(b.o.Connections) {
+		b.connections.Add(-1)
+		return false
+	}
+	return true
+}
+
+// full tells whether no new session may be stored.
+func (b *Broker) full() bool { return b.stored.Load() >= int64(b.o.Sessions) }
+
+// tick lets every session save what is due, once a second.
+func (b *Broker) tick(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	var all []*client
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		all = b.roster.all(all)
+		in, out := 0, 0
+		for _, cl := range all {
+			cl.input(func(s *session.Session) {
+				// H is loaded under the session's lock: everything up to it
+				// has been offered before.
+				s.Tick(b.hub.H())
+				in, out = in+s.Waiting(), out+s.InFlight()
+			})
+		}
+		clear(all)
+		b.m.underWay(in, out)
+	}
+}
+
+// watch ends sessions that were claimed elsewhere.
+func (b *Broker) watch(ctx context.Context) error {
+	w, err := b.store.Watch(ctx)
+	for err == nil {
+		var lost []store.Lost
+		if lost, err = w.Next(ctx); err != nil {
+			break
+		}
+		for _, l := range lost {
+			if l.ClientID == "" {
+				for _, cl := range b.roster.all(nil) {
+					cl.takeOver(session.ReasonStore)
+				}
+				continue
+			}
+			if cl := b.roster.get(l.ClientID); cl != nil {
+				cl.input(func(s *session.Session) {
+					if s.Owner().Epoch < l.Epoch {
+						s.Close(session.ReasonTakenOver)
+					}
+				})
+			}
+		}
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("broker: watch sessions: %w", err)
+}
+
+// storeTrouble logs a failure of the store, each kind once in a while.
+func (b *Broker) storeTrouble(what, client string, err error) {
+	b.troubleMu.Lock()
+	last, seen := b.troubleAt[what]
+	now := time.Now()
+	quiet := seen && now.Sub(last) < 5*time.Second
+	if !quiet {
+		b.troubleAt[what] = now
+	}
+	b.troubleMu.Unlock()
+	if !quiet {
+		b.o.Log.Error("store", zap.String("what", what), zap.String("client", client), zap.Error(err))
+	}
+}

@@ -1,0 +1,233 @@
+package broker
+
+import (
+	"errors"
+	"sync"
+
+	"rewindmq/broker/session"
+	"rewindmq/fanout"
+	"rewindmq/schema"
+	"rewindmq/store"
+)
+
+// client is a session while a connection owns it. Inputs come from the
+// connection, the hub, the lanes, the store and the ticker; each takes mu, tells
+// the state machine, and carries out what it leaves, so that packets leave in the
+// order in which they were decided.
+type client struct {
+	b  *Broker
+	id string
+	c  *conn
+
+	// ended is closed when the session has let go of everything.
+	ended chan struct{}
+
+	mu         sync.Mutex
+	s          *session.Session // nil until the session is claimed
+	kicked     session.Reason   // asked to end before it was claimed
+	gone       bool             // DoEnd was carried out
+	publisher  *store.Publisher
+	membership *fanout.Membership
+	appending  []*schema.Message // decided in this input, not yet handed to the store
+	appended   int64             // bytes of them
+	hold       bool              // more input follows at once: collect the appends
+	later      []session.Action  // deferred, in order
+	running    bool              // a goroutine runs later
+	reading    bool              // a replay is under way
+	waiting    bool              // the connection waits for Admit
+	changed    sync.Cond         // for the replay: Feed may take more; for the connection: Admit
+	received   [3]int64          // counted as received and not yet answered, by QoS
+}
+
+func (b *Broker) newClient(id string, c *conn) *client {
+	cl := &client{b: b, id: id, c: c, ended: make(chan struct{})}
+	cl.changed.L = &cl.mu
+	return cl
+}
+
+// input tells the state machine something and carries out what follows.
+func (cl *client) input(fn func(s *session.Session)) {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	if cl.s == nil {
+		return
+	}
+	buf := cl.b.scratch.get()
+	cl.s.Lend(*buf)
+	fn(cl.s)
+	actions := cl.s.Actions()
+	for i := range actions {
+		cl.carry(&actions[i])
+	}
+	if !cl.hold {
+		cl.flushAppends()
+	}
+	if cl.reading && (cl.s.Hungry() || cl.s.Closing()) || cl.waiting && cl.s.Admit() {
+		cl.changed.Broadcast()
+	}
+	*buf = actions
+	cl.b.scratch.put(buf)
+}
+
+// carry carries out one action. REQUIRES: mu. It never blocks: what may wait is
+// deferred.
+func (cl *client) carry(a *session.Action) {
+	switch a.Do {
+	case session.SendPublish, session.SendAck, session.SendSuback, session.SendUnsuback:
+		cl.send(a)
+	case session.DoRecord:
+		cl.b.records.put(cl, a.Delivery)
+	case session.DoWrite:
+		cl.b.writes.put(write{doc: a.Write, done: func(err error) {
+			cl.input(func(s *session.Session) { s.OnWritten(err, errors.Is(err, store.ErrSessionLost)) })
+		}})
+	case session.DoAppend:
+		cl.appending = append(cl.appending, a.Message)
+		cl.appended += int64(a.Message.Size())
+	case session.DoClose:
+		cl.closeConn(a.Reason)
+	case session.DoEnd:
+		cl.gone = true
+		cl.deferAction(*a)
+	case session.Count:
+		cl.b.m.dropped(a.QoS, a.Dropped)
+	case session.Settled:
+		cl.b.m.settled(a.QoS, a.At, cl.b.now())
+	default:
+		cl.deferAction(*a)
+	}
+}
+
+// closeConn ends the connection with a DISCONNECT, where the protocol has one,
+// that can be read before the close.
+func (cl *client) closeConn(why session.Reason) {
+	switch why {
+	case session.ReasonDetached, session.ReasonNormal, session.ReasonWithWill:
+	default:
+		// Not to be stored after the session has gone elsewhere.
+		cl.publisher.Fail()
+	}
+	cl.c.disconnect(why)
+}
+
+// flushAppends hands what was decided to the store, in order. REQUIRES: mu.
+func (cl *client) flushAppends() {
+	if len(cl.appending) == 0 {
+		return
+	}
+	msgs, size := cl.appending, cl.appended
+	cl.appending, cl.appended = nil, 0
+	cl.b.ingest.add(size)
+	cl.b.store.Append(cl.b.life, cl.publisher, msgs, func(answers []store.Appended) {
+		cl.b.ingest.done(size)
+		cl.onAppended(answers)
+	})
+}
+
+// onAppended hands the store's answers to the session, in order.
+func (cl *client) onAppended(answers []store.Appended) {
+	cl.input(func(s *session.Session) {
+		for _, a := range answers {
+			s.OnAppended(a)
+		}
+	})
+}
+
+// Offer takes a message from the hub, under the hub's lock.
+func (cl *client) Offer(m *schema.Message) (taken bool) {
+	cl.input(func(s *session.Session) { taken = s.Offer(m) })
+	return taken
+}
+
+// deferAction queues what may wait or needs the hub's lock. One goroutine at a
+// time runs them, in order, without mu.
+func (cl *client) deferAction(a session.Action) {
+	cl.later = append(cl.later, a)
+	if !cl.running {
+		cl.running = true
+		cl.b.tasks.Go(cl.runLater)
+	}
+}
+
+func (cl *client) runLater() {
+	for {
+		cl.mu.Lock()
+		if len(cl.later) == 0 {
+			cl.running, cl.later = false, nil
+			cl.mu.Unlock()
+			return
+		}
+		a := cl.later[0]
+		cl.later = cl.later[1:]
+		cl.mu.Unlock()
+		cl.carryLater(&a)
+	}
+}
+
+func (cl *client) carryLater(a *session.Action) {
+	switch a.Do {
+	case session.DoFilters:
+		cl.membership.Subscribe(a.Filters...)
+	case session.DoUnfilter:
+		cl.membership.Unsubscribe(a.Filters...)
+	case session.DoHead:
+		head, err := cl.b.store.Head(cl.b.life)
+		cl.input(func(s *session.Session) { s.OnHead(head, err) })
+	case session.DoLookup:
+		msgs, err := cl.b.store.Lookup(cl.b.life, a.Refs)
+		cl.input(func(s *session.Session) {
+			if err != nil {
+				s.Close(session.ReasonStore)
+				return
+			}
+			s.OnLookup(a.Refs, msgs)
+		})
+	case session.DoWaitFor:
+		cl.waitFor(a.Place)
+	case session.DoReplay:
+		cl.startReplay()
+	case session.DoEnd:
+		cl.end()
+	}
+}
+
+// waitFor pumps the session once the hub has passed place.
+func (cl *client) waitFor(place schema.Cursor) {
+	if cl.b.hub.H().Covers(place) {
+		cl.input((*session.Session).Pump)
+		return
+	}
+	cl.b.tasks.Go(func() {
+		if cl.b.hub.WaitFor(cl.c.ctx, place) == nil {
+			cl.input((*session.Session).Pump)
+		}
+	})
+}
+
+// end lets go of the client id: the next claim of it may begin.
+func (cl *client) end() {
+	cl.membership.Leave()
+	cl.mu.Lock()
+	for q, n := range cl.received {
+		cl.b.m.unanswered(uint8(q), n)
+	}
+	cl.received = [3]int64{}
+	cl.changed.Broadcast()
+	cl.mu.Unlock()
+	cl.b.roster.leave(cl)
+	close(cl.ended)
+	cl.b.keeper.poke()
+}
+
+// takeOver asks the session to end: its client id has connected again, or the
+// server ends.
+func (cl *client) takeOver(why session.Reason) {
+	cl.mu.Lock()
+	if cl.s == nil {
+		cl.kicked = why
+		cl.mu.Unlock()
+		return
+	}
+	cl.mu.Unlock()
+	cl.input(func(s *session.Session) { s.Close(why) })
+}

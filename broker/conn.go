@@ -1,0 +1,297 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"rewindmq/broker/session"
+	"rewindmq/wire"
+)
+
+// readBatch bounds how many packets are taken in before what they ask of the
+// store is handed over.
+const readBatch = 64
+
+// conn is one network connection. Its fields are the reading goroutine's, but
+// for the outbox and the waker.
+type conn struct {
+	b        *Broker
+	nc       net.Conn
+	reader   *wire.Reader
+	listener string
+	ctx      context.Context // ends with the connection
+	cancel   context.CancelFunc
+	out      outbox
+	cl       *client
+
+	version      wire.Version
+	problem      bool // reason strings may be sent
+	noAnswer     bool // DISCONNECT was read: nothing is sent any more
+	clientExpiry uint32
+	// idle is how long the peer may be silent: CONNECT's time-out first, then
+	// 1.5 times its keep alive; 0: for ever.
+	idle  time.Duration
+	armed time.Time
+	held  int // packets since appends were handed over
+
+	reasonMu sync.Mutex
+	reason   string // why the connection ended, for the log and the metric
+}
+
+// Serve runs one connection until it has ended, and closes it. The listener
+// calls it in a goroutine of the connection's own.
+func (b *Broker) Serve(listener string, nc net.Conn) {
+	if !b.admit() {
+		_ = nc.Close()
+		return
+	}
+	defer b.connections.Add(-1)
+	c := &conn{b: b, nc: nc, listener: listener, problem: true, idle: b.o.ConnectTimeout}
+	c.ctx, c.cancel = context.WithCancel(b.life)
+	defer c.cancel()
+	c.out.init(nc, &b.tasks, &b.buffers, b.o.OutboxBytes)
+	c.reader = wire.NewReader(c, wire.ReaderOptions{MaxPacketSize: uint32(b.o.MaximumPacketSize)})
+	c.run()
+}
+
+// Read reads from the network for the packet reader, and judges keep alive: only
+// here, so that it is not judged while the broker itself does not read
+// [MQTT-3.1.2-22]. Any byte that arrives counts, since a large packet may take
+// longer than the keep alive on a slow link (F-23).
+//
+// Nothing more has arrived when this is called: what the packets before asked of
+// the store is handed over together.
+func (c *conn) Read(p []byte) (int, error) {
+	if c.held > 0 {
+		c.release()
+	}
+	if c.idle > 0 {
+		if now := time.Now(); now.Sub(c.armed) > c.idle/16 {
+			c.armed = now
+			if err := c.nc.SetReadDeadline(now.Add(c.idle)); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return c.nc.Read(p)
+}
+
+// setIdle changes how long the peer may be silent.
+func (c *conn) setIdle(d time.Duration) {
+	c.idle, c.armed = d, time.Time{}
+	if d == 0 {
+		_ = c.nc.SetReadDeadline(time.Time{})
+	}
+}
+
+func (c *conn) run() {
+	err := c.connect()
+	if err == nil {
+		c.b.m.connected(c.listener, c.version, 1)
+		err = c.readLoop()
+		c.b.m.connected(c.listener, c.version, -1)
+	}
+	if gone := c.conclude(err); !gone {
+		c.linger()
+	}
+	_ = c.nc.Close()
+	if c.cl != nil {
+		c.cl.detach()
+	}
+}
+
+// readLoop takes packets until the connection ends.
+func (c *conn) readLoop() error {
+	defer c.release()
+	for {
+		p, err := c.reader.ReadPacket()
+		if err != nil {
+			return err
+		}
+		if err := c.on(p); err != nil {
+			return err
+		}
+		if c.held >= readBatch {
+			c.release()
+		}
+		c.out.wait()
+	}
+}
+
+// hold keeps back what the next packets ask of the store, until release.
+func (c *conn) hold() {
+	if c.held++; c.held == 1 {
+		c.cl.mu.Lock()
+		c.cl.hold = true
+		c.cl.mu.Unlock()
+	}
+}
+
+func (c *conn) release() {
+	if c.held == 0 {
+		return
+	}
+	c.held = 0
+	c.cl.mu.Lock()
+	c.cl.hold = false
+	c.cl.flushAppends()
+	c.cl.mu.Unlock()
+}
+
+// on takes one packet.
+func (c *conn) on(p wire.Packet) error {
+	switch p := p.(type) {
+	case *wire.Publish:
+		return c.onPublish(p)
+	case *wire.Ack:
+		return c.onAck(p)
+	case *wire.Subscribe:
+		return c.onSubscribe(p)
+	case *wire.Unsubscribe:
+		return c.onUnsubscribe(p)
+	case *wire.Pingreq:
+		c.out.put(wire.AppendPingresp) // [MQTT-3.12.4-1]
+		return nil
+	case *wire.Disconnect:
+		return c.onDisconnect(p)
+	case *wire.Auth:
+		// No enhanced authentication was agreed on [MQTT-4.12.0-7].
+		return &wire.Error{Code: wire.ProtocolError, Err: errors.New("AUTH without an authentication method")}
+	default: // a second CONNECT [MQTT-3.1.0-2]
+		return &wire.Error{Code: wire.ProtocolError, Err: errors.New("second CONNECT")}
+	}
+}
+
+// errDisconnect ends the read loop after a DISCONNECT.
+var errDisconnect = errors.New("broker: DISCONNECT")
+
+// conclude finds the reason of the end, tells the peer if it may be told, and
+// closes the outbox behind what waits in it. gone: the peer has closed before.
+func (c *conn) conclude(err error) (gone bool) {
+	var bad *wire.Error
+	var timeout net.Error
+	switch {
+	case err == nil, errors.Is(err, errDisconnect):
+	case errors.As(err, &bad):
+		c.fail(bad.Code)
+		c.b.m.protocolError(bad.Code)
+	case c.closing():
+	case errors.As(err, &timeout) && timeout.Timeout():
+		if c.cl != nil {
+			c.fail(wire.KeepAliveTimeout)
+		}
+		c.setReason("keepalive")
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		c.setReason("closed")
+		gone = true
+	case !errors.Is(err, errRefused):
+		c.setReason("network")
+		gone = true
+	}
+	c.out.close()
+	return gone
+}
+
+// fail sends DISCONNECT with the reason, if the protocol has it [MQTT-4.13.1-1].
+// Before CONNACK nothing but a CONNACK is sent.
+func (c *conn) fail(code wire.ReasonCode) {
+	c.setReason(code.String())
+	if c.version == wire.V5 && c.cl != nil && !c.noAnswer {
+		c.out.put(func(b []byte) []byte { return wire.AppendDisconnect(b, c.version, code, "") })
+	}
+}
+
+// disconnect ends the connection for a reason of the session's. Called with the
+// client's lock held.
+func (c *conn) disconnect(why session.Reason) {
+	switch why {
+	case session.ReasonDetached, session.ReasonNormal, session.ReasonWithWill:
+		c.out.close()
+		return
+	}
+	c.setReason(string(why))
+	if c.version == wire.V5 {
+		c.out.put(func(b []byte) []byte { return wire.AppendDisconnect(b, c.version, codeOf(why), "") })
+	}
+	c.out.close()
+	c.cancel()
+}
+
+// codeOf gives the reason code of a DISCONNECT.
+func codeOf(why session.Reason) wire.ReasonCode {
+	switch why {
+	case session.ReasonTakenOver:
+		return wire.SessionTakenOver
+	case session.ReasonReceiveMax:
+		return wire.ReceiveMaximumExceeded
+	case session.ReasonInDoubt:
+		return wire.ServerBusy
+	case session.ReasonShutdown:
+		return wire.ServerShuttingDown
+	case session.ReasonExpired:
+		return wire.KeepAliveTimeout
+	case session.ReasonProtocol:
+		return wire.ProtocolError
+	}
+	return wire.UnspecifiedError
+}
+
+func (c *conn) closing() bool {
+	c.out.mu.Lock()
+	defer c.out.mu.Unlock()
+	return c.out.closing
+}
+
+// setReason keeps the first reason.
+func (c *conn) setReason(why string) {
+	c.reasonMu.Lock()
+	defer c.reasonMu.Unlock()
+	if c.reason == "" {
+		c.reason = why
+	}
+}
+
+func (c *conn) endReason() string {
+	c.reasonMu.Lock()
+	defer c.reasonMu.Unlock()
+	if c.reason == "" {
+		return "normal"
+	}
+	return c.reason
+}
+
+// linger reads on, and throws away, until the peer has closed or a short time is
+// over: closing a socket with bytes unread would reset it, and the peer might
+// lose the DISCONNECT that explains the close.
+func (c *conn) linger() {
+	_ = c.nc.SetReadDeadline(time.Now().Add(flushTimeout))
+	_, _ = io.CopyN(io.Discard, c.nc, 1<<20)
+}
+
+// detach tells the session that its connection is gone, and waits for nothing:
+// the session lets go by itself.
+func (cl *client) detach() {
+	cl.mu.Lock()
+	owned := cl.s != nil
+	cl.mu.Unlock()
+	if !owned {
+		return
+	}
+	cl.input(func(s *session.Session) { s.Close(session.ReasonDetached) })
+	why := cl.c.endReason()
+	cl.b.m.disconnected(why)
+	cl.b.o.Log.Info("connection closed", zap.String("client", cl.id), zap.String("remote", remote(cl.c.nc)), zap.String("reason", why))
+}
+
+func remote(nc net.Conn) string {
+	if a := nc.RemoteAddr(); a != nil {
+		return a.String()
+	}
+	return ""
+}

@@ -1,0 +1,236 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"go.uber.org/zap"
+
+	"rewindmq/broker/session"
+	"rewindmq/schema"
+	"rewindmq/store"
+	"rewindmq/wire"
+)
+
+// errRefused ends a connection whose CONNECT was answered with a failure.
+var errRefused = errors.New("broker: CONNECT refused")
+
+// connect reads CONNECT, claims the session and answers CONNACK. Nothing of what
+// the client has sent behind its CONNECT is looked at before [MQTT-3.1.4-5].
+func (c *conn) connect() error {
+	p, err := c.reader.ReadPacket()
+	if err != nil {
+		var bad *wire.Error
+		if errors.As(err, &bad) {
+			return c.refuse(c.reader.Version(), bad.Code)
+		}
+		return err
+	}
+	con, ok := p.(*wire.Connect)
+	if !ok { // [MQTT-3.1.0-1]
+		c.setReason("protocol_error")
+		return errRefused
+	}
+	c.version, c.problem = con.Version, con.RequestProblemInfo
+	if code := c.judgeConnect(con); code != wire.Success {
+		return c.refuse(con.Version, code)
+	}
+	connack := &wire.Connack{
+		ReceiveMaximum: uint16(c.b.o.ReceiveMaximum), MaximumPacketSize: uint32(c.b.o.MaximumPacketSize), SharedUnavailable: true,
+	}
+	id := con.ClientID
+	if id == "" { // [MQTT-3.1.3-6, MQTT-3.1.3-7]
+		id = "auto-" + c.b.ids.Next(c.b.now()).String()
+		connack.AssignedClientID = id
+	}
+	claimed, err := c.claim(id, con)
+	switch {
+	case errors.Is(err, errTakenOver):
+		c.setReason("takeover")
+		return c.refuse(con.Version, wire.SessionTakenOver)
+	case c.ctx.Err() != nil:
+		return c.ctx.Err()
+	case err != nil:
+		c.b.storeTrouble("claim", id, err)
+		return c.refuse(con.Version, wire.ServerUnavailable)
+	}
+	c.agree(con, connack)
+	connack.SessionPresent = claimed.Present // [MQTT-3.2.2-2, MQTT-3.2.2-3]
+	return c.open(con, connack, claimed)
+}
+
+// refuse answers CONNECT with a failure and ends the connection [MQTT-3.2.2-7].
+func (c *conn) refuse(v wire.Version, code wire.ReasonCode) error {
+	c.setReason(code.String())
+	c.b.m.connects(c.listener, code)
+	if v != 0 {
+		c.out.put(func(b []byte) []byte { return wire.AppendConnack(b, v, &wire.Connack{Code: code}) })
+	}
+	return errRefused
+}
+
+// judgeConnect tells whether a CONNECT can be served.
+func (c *conn) judgeConnect(p *wire.Connect) wire.ReasonCode {
+	b := c.b
+	switch {
+	case p.AuthMethod != "": // [MQTT-4.12.0-1]
+		return wire.BadAuthenticationMethod
+	case p.ClientID == "" && p.Version != wire.V5 && !p.CleanStart: // [MQTT-3.1.3-8]
+		return wire.ClientIdentifierNotValid
+	case p.ClientID == "" && p.Version == wire.V31, !utf8.ValidString(p.ClientID):
+		return wire.ClientIdentifierNotValid
+	case p.Will != nil && (p.Will.Topic[0] == '$' || strings.Count(p.Will.Topic, "/") >= b.o.TopicLevels):
+		return wire.TopicNameInvalid
+	case p.Will != nil && p.Will.Retain && !b.projection.admits(p.Will.Topic, len(p.Will.Payload)):
+		return wire.QuotaExceeded
+	case b.full():
+		return wire.QuotaExceeded
+	case b.draining():
+		return wire.ServerUnavailable
+	}
+	return wire.Success
+}
+
+// claim makes this node, and this connection, the session's owner.
+func (c *conn) claim(id string, p *wire.Connect) (*store.Claimed, error) {
+	cl := c.b.newClient(id, c)
+	taken, err := c.b.roster.enter(c.ctx, cl)
+	if err != nil {
+		return nil, err
+	}
+	if taken {
+		c.b.m.sessionEvent("taken_over")
+	}
+	claim := store.Claim{
+		ClientID: id, CleanStart: p.CleanStart, Protocol: uint8(p.Version), Expiry: c.expiry(p), Will: will(p.Will),
+		At: c.b.hub.H().Clone(),
+	}
+	claimed := c.b.claims.claim(c.b.life, claim)
+	if claimed.Err != nil {
+		c.b.roster.leave(cl)
+		close(cl.ended)
+		return nil, claimed.Err
+	}
+	c.cl = cl
+	return &claimed, nil
+}
+
+// expiry gives the session expiry in seconds that holds.
+func (c *conn) expiry(p *wire.Connect) uint32 {
+	switch {
+	case p.Version == wire.V5:
+		c.clientExpiry = p.SessionExpiry
+	case !p.CleanStart:
+		c.clientExpiry = schema.NoExpiry
+	}
+	return min(c.clientExpiry, c.b.o.SessionExpiryMax)
+}
+
+func will(w *wire.Will) *schema.Will {
+	if w == nil {
+		return nil
+	}
+	return &schema.Will{
+		Topic: w.Topic, Payload: w.Payload, QoS: w.QoS, Retain: w.Retain, Delay: w.Delay, Expiry: w.MessageExpiry,
+		HasExpiry: w.HasExpiry, Properties: w.Properties,
+	}
+}
+
+// agree settles what CONNACK tells of limits.
+func (c *conn) agree(p *wire.Connect, ack *wire.Connack) {
+	if e := c.expiry(p); e != c.clientExpiry {
+		ack.SessionExpiry = &e
+	}
+	keepAlive := time.Duration(p.KeepAlive) * time.Second
+	if limit := c.b.o.KeepAliveMax; limit > 0 && (keepAlive == 0 || keepAlive > limit) && p.Version == wire.V5 {
+		keepAlive = limit
+		s := uint16(limit / time.Second)
+		ack.ServerKeepAlive = &s // [MQTT-3.2.2-21]
+	}
+	c.setIdle(keepAlive * 3 / 2) // [MQTT-3.1.2-22]
+}
+
+// open starts the session on the connection. The wills that the claim has
+// decided are appended before CONNACK leaves: what the client publishes next
+// comes after them.
+func (c *conn) open(p *wire.Connect, ack *wire.Connack, claimed *store.Claimed) error {
+	b, cl := c.b, c.cl
+	s, err := session.New(b.sessionOptions(p, claimed.Owner, c.clientExpiry == 0), claimed)
+	if err != nil {
+		return err
+	}
+	cl.mu.Lock()
+	cl.s = s
+	cl.publisher = &store.Publisher{Owner: claimed.Owner, Strict: p.Version != wire.V5}
+	cl.membership = b.hub.Join(cl)
+	kicked := cl.kicked
+	cl.mu.Unlock()
+	c.out.drained = cl.drained
+	if err := b.keeper.publish(c.ctx, cl.id, claimed.Wills); err != nil {
+		b.storeTrouble("will", cl.id, err)
+		cl.input(func(s *session.Session) { s.Close(session.ReasonStore) })
+		return errRefused
+	}
+	if kicked != "" {
+		cl.input(func(s *session.Session) { s.Close(kicked) })
+		return errRefused
+	}
+	b.m.connects(c.listener, wire.Success)
+	if claimed.Present {
+		b.m.sessionEvent("resumed")
+	} else {
+		b.m.sessionEvent("created")
+	}
+	b.o.Log.Info("connection opened", zap.String("client", cl.id), zap.String("remote", remote(c.nc)),
+		zap.Stringer("protocol", c.version), zap.Bool("present", claimed.Present), zap.Uint64("epoch", claimed.Epoch))
+	cl.input(func(s *session.Session) {
+		c.out.put(func(b []byte) []byte { return wire.AppendConnack(b, c.version, ack) })
+		s.Start()
+	})
+	return nil
+}
+
+func (b *Broker) sessionOptions(p *wire.Connect, owner schema.Owner, clean bool) session.Options {
+	quota := 65535
+	if p.ReceiveMaximum > 0 {
+		quota = int(p.ReceiveMaximum)
+	}
+	v := p.Version
+	return session.Options{
+		Owner: owner, Clean: clean, CanRefuse: v == wire.V5, Window: min(b.o.Window, quota), Quota: quota,
+		ReceiveMaximum: b.o.ReceiveMaximum, MaximumPacketSize: int(p.MaximumPacketSize),
+		Size: func(m *schema.Message, qos uint8, ids []uint32) int {
+			f := frame(m, qos, ids)
+			return wire.PublishSize(v, &f)
+		},
+		Queue: b.o.SessionQueue, Host: b.o.Node, Now: b.now, NewID: b.ids.Next, H: b.hub.H, Retained: b.projection,
+	}
+}
+
+// errTakenOver: another connection of the same client id came while this one
+// waited for its turn.
+var errTakenOver = errors.New("broker: taken over while connecting")
+
+// claimLane batches claims.
+type claimLane struct{ *lane[claimCall] }
+
+type claimCall struct {
+	claim  store.Claim
+	answer chan store.Claimed
+}
+
+func (l claimLane) claim(ctx context.Context, c store.Claim) store.Claimed {
+	call := claimCall{claim: c, answer: make(chan store.Claimed, 1)}
+	if !l.put(call) {
+		return store.Claimed{Err: store.ErrClosed}
+	}
+	select {
+	case a := <-call.answer:
+		return a
+	case <-ctx.Done():
+		return store.Claimed{Err: ctx.Err()}
+	}
+}

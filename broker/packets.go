@@ -1,0 +1,214 @@
+package broker
+
+import (
+	"errors"
+	"strings"
+	"time"
+
+	"rewindmq/broker/session"
+	"rewindmq/schema"
+	"rewindmq/wire"
+)
+
+// onPublish takes a message from the client [MQTT-3.3.4-1].
+func (c *conn) onPublish(p *wire.Publish) error {
+	b := c.b
+	if p.Topic == "" || p.TopicAlias != 0 {
+		// No alias was allowed: Topic Alias Maximum is 0 [MQTT-3.3.2-9].
+		return &wire.Error{Code: wire.TopicAliasInvalid, Err: errors.New("topic alias above the maximum of 0")}
+	}
+	code := c.judge(p)
+	if code == wire.TopicNameInvalid && (p.QoS == 0 || c.version != wire.V5) {
+		return &wire.Error{Code: code, Err: errors.New("topic not allowed")}
+	}
+	b.m.received(p.QoS, len(p.Payload))
+	if code != wire.Success {
+		return c.reject(p, code)
+	}
+	now := b.now()
+	m := &schema.Message{
+		Topic: p.Topic, Payload: p.Payload, ClientID: c.cl.id, QoS: p.QoS, Retain: p.Retain,
+		Created: now, Host: b.o.Node, Properties: p.Properties,
+	}
+	if p.HasExpiry {
+		m.Expiry = now.Add(time.Duration(p.MessageExpiry) * time.Second)
+	}
+	c.waitForRoom(int64(m.Size()))
+	c.hold()
+	id := p.PacketID
+	c.cl.input(func(s *session.Session) {
+		if s.Closing() {
+			b.m.unanswered(m.QoS, 1)
+			return
+		}
+		c.cl.received[m.QoS]++
+		s.OnPublish(m, id)
+	})
+	return nil
+}
+
+// judge tells whether a message may be published.
+func (c *conn) judge(p *wire.Publish) wire.ReasonCode {
+	switch {
+	case p.Topic[0] == '$', strings.Count(p.Topic, "/") >= c.b.o.TopicLevels:
+		return wire.TopicNameInvalid
+	case p.CheckPayload() != nil:
+		return wire.PayloadFormatInvalid
+	case p.Retain && !c.b.projection.admits(p.Topic, len(p.Payload)):
+		return wire.QuotaExceeded
+	}
+	return wire.Success
+}
+
+// reject answers a message that is not taken. MQTT 3.1.1 has no answer for it:
+// the connection ends.
+func (c *conn) reject(p *wire.Publish, code wire.ReasonCode) error {
+	c.b.m.rejected(p.QoS, code)
+	if c.version != wire.V5 {
+		return &wire.Error{Code: code, Err: errors.New("message refused")}
+	}
+	switch p.QoS {
+	case 1:
+		c.out.put(func(b []byte) []byte { return wire.AppendAck(b, c.version, wire.PUBACK, p.PacketID, code) })
+	case 2:
+		c.out.put(func(b []byte) []byte { return wire.AppendAck(b, c.version, wire.PUBREC, p.PacketID, code) })
+	}
+	return nil
+}
+
+// waitForRoom holds the connection back while its own bound, or the node's, is
+// reached: QoS 0 too, which is so never thrown away for a slow store.
+func (c *conn) waitForRoom(size int64) {
+	if c.cl.mayAppend() && c.b.ingest.hasRoom(size) {
+		return
+	}
+	c.release()
+	c.cl.waitAdmit()
+	c.b.ingest.wait(c.ctx, size)
+}
+
+func (cl *client) mayAppend() bool {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	return cl.s.Admit()
+}
+
+func (cl *client) waitAdmit() {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	for !cl.s.Admit() {
+		cl.waiting = true
+		cl.changed.Wait()
+	}
+	cl.waiting = false
+}
+
+func (c *conn) onAck(a *wire.Ack) error {
+	kind, id, code := session.AckKind(a.Type), a.ID, session.Code(a.Code)
+	c.cl.input(func(s *session.Session) {
+		if kind == session.Pubrel {
+			s.OnPubrel(id)
+			return
+		}
+		s.OnAck(kind, id, code)
+	})
+	return nil
+}
+
+// onSubscribe takes a SUBSCRIBE [MQTT-3.8.4-1]. What is wrong with a filter is
+// answered for that filter alone.
+func (c *conn) onSubscribe(p *wire.Subscribe) error {
+	if len(p.Filters) > c.b.o.FiltersPerSubscribe {
+		return &wire.Error{Code: wire.QuotaExceeded, Err: errors.New("too many filters in one SUBSCRIBE")}
+	}
+	c.release()
+	codes := make([]session.Code, len(p.Filters))
+	subs := make([]schema.Subscription, 0, len(p.Filters))
+	c.cl.input(func(s *session.Session) {
+		room := c.b.o.SubscriptionsPerClient - s.Subscriptions()
+		for i, f := range p.Filters {
+			if codes[i] = c.judgeFilter(f); codes[i] >= 0x80 {
+				continue
+			}
+			if !s.Subscribed(f.Topic) {
+				if room--; room < 0 {
+					codes[i] = c.failed(wire.QuotaExceeded)
+					continue
+				}
+			}
+			subs = append(subs, schema.Subscription{
+				Filter: strings.Clone(f.Topic), QoS: f.QoS, NoLocal: f.NoLocal, RetainAsPublished: f.RetainAsPublished,
+				RetainHandling: f.RetainHandling, Identifier: p.SubscriptionID,
+			})
+		}
+		s.OnSubscribe(p.PacketID, unique(subs), codes)
+	})
+	return nil
+}
+
+// unique keeps the last of several with the same filter in one SUBSCRIBE.
+func unique(subs []schema.Subscription) []schema.Subscription {
+	out := subs[:0]
+	for i := range subs {
+		later := false
+		for k := i + 1; k < len(subs) && !later; k++ {
+			later = subs[k].Filter == subs[i].Filter
+		}
+		if !later {
+			out = append(out, subs[i])
+		}
+	}
+	return out
+}
+
+// judgeFilter gives the QoS granted or the failure for one filter.
+func (c *conn) judgeFilter(f wire.Filter) session.Code {
+	switch {
+	case schema.ValidFilter(f.Topic) != nil, strings.Count(f.Topic, "/") >= c.b.o.TopicLevels:
+		return c.failed(wire.TopicFilterInvalid)
+	case strings.HasPrefix(f.Topic, "$share/"):
+		return c.failed(wire.SharedSubscriptionsNotSupported)
+	case f.Topic[0] == '$' && !strings.HasPrefix(f.Topic, "$SYS/"):
+		return c.failed(wire.TopicFilterInvalid)
+	}
+	return session.Code(f.QoS)
+}
+
+// failed gives a failure code of SUBACK: 3.1.1 knows 0x80 only [MQTT-3.9.3-2].
+func (c *conn) failed(code wire.ReasonCode) session.Code {
+	if c.version != wire.V5 {
+		return session.UnspecifiedError
+	}
+	return session.Code(code)
+}
+
+func (c *conn) onUnsubscribe(p *wire.Unsubscribe) error {
+	if len(p.Filters) > c.b.o.FiltersPerSubscribe {
+		return &wire.Error{Code: wire.QuotaExceeded, Err: errors.New("too many filters in one UNSUBSCRIBE")}
+	}
+	c.release()
+	c.cl.input(func(s *session.Session) { s.OnUnsubscribe(p.PacketID, p.Filters) })
+	return nil
+}
+
+// onDisconnect takes the client's DISCONNECT: with reason 0x00 its will is
+// removed, else it is published [MQTT-3.14.4-3, MQTT-3.1.2-10].
+func (c *conn) onDisconnect(p *wire.Disconnect) error {
+	if p.HasSessionExpiry && p.SessionExpiry != 0 && c.clientExpiry == 0 {
+		// [MQTT-3.14.2-2]
+		return &wire.Error{Code: wire.ProtocolError, Err: errors.New("session expiry in DISCONNECT, after 0 in CONNECT")}
+	}
+	c.noAnswer = true
+	c.release()
+	expiry := min(p.SessionExpiry, c.b.o.SessionExpiryMax)
+	why := session.ReasonNormal
+	if p.Code != wire.Success {
+		why = session.ReasonWithWill
+	}
+	c.setReason(string(why))
+	c.cl.input(func(s *session.Session) {
+		s.SetRelease(p.Code == wire.Success, expiry, p.HasSessionExpiry)
+		s.Close(why)
+	})
+	return errDisconnect
+}

@@ -1,0 +1,239 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/btree"
+
+	"rewindmq/broker/session"
+	"rewindmq/schema"
+	"rewindmq/store"
+)
+
+const (
+	// saveRetainedEvery is how often the projection is stored. It is not on the
+	// way of an acknowledgement: the log has everything.
+	saveRetainedEvery = time.Second
+	// checkpointEvery bounds what a start has to read of the log when nothing
+	// is retained.
+	checkpointEvery = 30 * time.Second
+	// tombstoneLife is how long a cleared topic is remembered here, so that an
+	// older message of another lane, met later, does not bring it back.
+	tombstoneLife = time.Minute
+	// walkTopics bounds the topics looked at in one call of Next.
+	walkTopics = 1000
+)
+
+// projection holds the retained message of each topic, by topic order. The hub
+// shows it every message; it is stored with a checkpoint now and then, and brought
+// up to date from the log at the start. Safe for concurrent use.
+//
+// Invariant: of two messages of a topic the one that Supersedes wins, in whatever
+// order they are met; tombstones included.
+type projection struct {
+	store interface {
+		store.Retained
+		store.Reader
+	}
+	m     *Metrics
+	limit int64
+	now   func() time.Time
+
+	mu     sync.RWMutex
+	topics *btree.BTreeG[*schema.Message]
+	bytes  int64
+	count  int
+	dirty  map[string]*schema.Message
+	graves []*schema.Message // tombstones, oldest first
+
+	// Of the saver alone.
+	saved   time.Time
+	savedAt schema.Cursor
+}
+
+var _ session.Retained = (*projection)(nil)
+
+func newProjection(o *Options, s store.Store) *projection {
+	return &projection{
+		store: s, m: o.Metrics, limit: o.RetainedBytes, now: o.Now,
+		topics: btree.NewG(32, func(a, b *schema.Message) bool { return a.Topic < b.Topic }),
+		dirty:  make(map[string]*schema.Message),
+	}
+}
+
+// observe takes every message of the log.
+func (p *projection) observe(m *schema.Message) {
+	if m.Retain {
+		p.put(m, true)
+	}
+}
+
+func (p *projection) put(m *schema.Message, dirty bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old, _ := p.topics.Get(m)
+	if !m.Supersedes(old) {
+		return
+	}
+	if old != nil {
+		p.account(old, -1)
+	}
+	p.topics.ReplaceOrInsert(m)
+	p.account(m, 1)
+	if len(m.Payload) == 0 { // [MQTT-3.3.1-6]
+		p.graves = append(p.graves, m)
+	}
+	if dirty {
+		p.dirty[m.Topic] = m
+	}
+}
+
+// account keeps the totals. REQUIRES: mu.
+func (p *projection) account(m *schema.Message, sign int) {
+	p.bytes += int64(sign * m.Size())
+	if len(m.Payload) > 0 {
+		p.count += sign
+	}
+	p.m.retained(p.count, p.bytes)
+}
+
+// admits tells whether a retained message of size bytes may be published.
+func (p *projection) admits(topic string, size int) bool {
+	if size == 0 {
+		return true
+	}
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if p.bytes+int64(size) <= p.limit {
+		return true
+	}
+	old, ok := p.topics.Get(&schema.Message{Topic: topic})
+	return ok && len(old.Payload) >= size
+}
+
+// Next gives the first retained message after a topic that matches filter; see
+// session.Retained.
+func (p *projection) Next(filter, after string) (m *schema.Message, at string, end bool) {
+	prefix := filter
+	if i := strings.IndexAny(filter, "+#"); i >= 0 {
+		prefix = strings.TrimSuffix(filter[:i], "/") // sport/# matches sport, too
+	}
+	from := prefix
+	if after != "" && after >= prefix {
+		from = after + "\x00" // the next string there is
+	}
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	n := 0
+	at, end = after, true
+	p.topics.AscendGreaterOrEqual(&schema.Message{Topic: from}, func(e *schema.Message) bool {
+		if !strings.HasPrefix(e.Topic, prefix) {
+			return false
+		}
+		at = e.Topic
+		if len(e.Payload) > 0 && schema.Match(filter, e.Topic) {
+			m, end = e, false
+			return false
+		}
+		if n++; n == walkTopics {
+			end = false
+			return false
+		}
+		return true
+	})
+	return m, at, end
+}
+
+// load brings the projection up to head: what is stored, then the log from the
+// checkpoint on. The hub may show it newer messages meanwhile.
+func (p *projection) load(ctx context.Context, head schema.Cursor) error {
+	checkpoint, err := p.store.LoadRetained(ctx, func(m *schema.Message) error {
+		p.put(m, false)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("load retained messages: %w", err)
+	}
+	msgs, err := p.store.Read(ctx, checkpoint, head, []string{"#"})
+	if err != nil {
+		return fmt.Errorf("read the log from the checkpoint of the retained messages: %w", err)
+	}
+	for {
+		m, err := msgs.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			return msgs.Close()
+		}
+		if err != nil {
+			return errors.Join(fmt.Errorf("read the log from the checkpoint of the retained messages: %w", err), msgs.Close())
+		}
+		p.observe(m)
+	}
+}
+
+// save stores what has changed since the last time. h is the hub's, taken before:
+// everything not after it has been observed.
+func (p *projection) save(ctx context.Context, h schema.Cursor) error {
+	p.mu.Lock()
+	dirty := p.dirty
+	p.dirty = make(map[string]*schema.Message)
+	p.bury()
+	p.mu.Unlock()
+	idle := p.now().Sub(p.saved)
+	if len(dirty) == 0 && (h.Equal(p.savedAt) || idle >= 0 && idle < checkpointEvery) {
+		return nil
+	}
+	msgs := make([]*schema.Message, 0, len(dirty))
+	for _, m := range dirty {
+		msgs = append(msgs, m)
+	}
+	if err := p.store.StoreRetained(ctx, msgs, h); err != nil {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for t, m := range dirty { // again, unless there is a newer one
+			if p.dirty[t] == nil {
+				p.dirty[t] = m
+			}
+		}
+		return fmt.Errorf("store %d retained messages: %w", len(msgs), err)
+	}
+	p.saved, p.savedAt = p.now(), h
+	return nil
+}
+
+// bury forgets tombstones that have stood long enough. REQUIRES: mu.
+func (p *projection) bury() {
+	old := p.now().Add(-tombstoneLife)
+	for len(p.graves) > 0 && p.graves[0].Created.Before(old) {
+		g := p.graves[0]
+		p.graves = p.graves[1:]
+		if e, ok := p.topics.Get(g); ok && e == g {
+			p.topics.Delete(g)
+			p.account(g, -1)
+		}
+	}
+}
+
+// run saves until ctx ends, and once more then.
+func (p *projection) run(ctx context.Context, life context.Context, h func() schema.Cursor, trouble func(error)) {
+	tick := time.NewTicker(saveRetainedEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			if err := p.save(life, h()); err != nil {
+				trouble(err)
+			}
+			return
+		}
+		if err := p.save(ctx, h()); err != nil && ctx.Err() == nil {
+			trouble(err)
+		}
+	}
+}

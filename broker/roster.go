@@ -1,0 +1,71 @@
+package broker
+
+import (
+	"context"
+	"sync"
+
+	"rewindmq/broker/session"
+)
+
+// roster knows which client ids this node owns, each by one client at a time.
+type roster struct {
+	mu      sync.Mutex
+	clients map[string]*client
+}
+
+func newRoster() *roster { return &roster{clients: make(map[string]*client)} }
+
+// enter makes cl the owner of its client id. Whoever owned it is asked to end and
+// waited for: it flushes its records, saves its cursor and releases, so that the
+// claim that follows finds everything [MQTT-3.1.4-3]. taken: somebody was.
+func (r *roster) enter(ctx context.Context, cl *client) (taken bool, err error) {
+	for {
+		r.mu.Lock()
+		old := r.clients[cl.id]
+		if old == nil {
+			r.clients[cl.id] = cl
+			r.mu.Unlock()
+			return taken, nil
+		}
+		r.mu.Unlock()
+		taken = true
+		old.takeOver(session.ReasonTakenOver)
+		select {
+		case <-old.ended:
+		case <-ctx.Done():
+			return taken, ctx.Err()
+		}
+	}
+}
+
+// leave makes the client id free.
+func (r *roster) leave(cl *client) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.clients[cl.id] == cl {
+		delete(r.clients, cl.id)
+	}
+}
+
+func (r *roster) get(id string) *client {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.clients[id]
+}
+
+// all lists the clients of this moment.
+func (r *roster) all(buf []*client) []*client {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	buf = buf[:0]
+	for _, cl := range r.clients {
+		buf = append(buf, cl)
+	}
+	return buf
+}
+
+func (r *roster) len() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.clients)
+}

@@ -1,0 +1,127 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"hash/maphash"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"rewindmq/broker/session"
+	"rewindmq/schema"
+	"rewindmq/store"
+)
+
+// record is a delivery record under way, and whose it is.
+type record struct {
+	cl  *client
+	doc schema.Delivery
+}
+
+// recordLanes spreads records over lanes by client id: those of one session stay
+// in order.
+type recordLanes struct {
+	seed  maphash.Seed
+	lanes [lanes]*lane[record]
+}
+
+func newRecordLanes(seed maphash.Seed) recordLanes {
+	r := recordLanes{seed: seed}
+	for i := range r.lanes {
+		r.lanes[i] = newLane[record]()
+	}
+	return r
+}
+
+func (r *recordLanes) put(cl *client, d schema.Delivery) {
+	r.lanes[maphash.String(r.seed, cl.id)%lanes].put(record{cl, d})
+}
+
+// write is a session write under way, and who waits for it.
+type write struct {
+	doc  store.Write
+	done func(error)
+}
+
+// writeLanes spreads session writes over lanes by client id: those of one session
+// stay in order, and the store gets them from one goroutine.
+type writeLanes struct {
+	seed  maphash.Seed
+	lanes [lanes]*lane[write]
+}
+
+func newWriteLanes(seed maphash.Seed) writeLanes {
+	w := writeLanes{seed: seed}
+	for i := range w.lanes {
+		w.lanes[i] = newLane[write]()
+	}
+	return w
+}
+
+func (w *writeLanes) put(item write) {
+	w.lanes[maphash.String(w.seed, store.OwnerOf(item.doc).ClientID)%lanes].put(item)
+}
+
+// runLanes starts the workers that hand what waits to the store.
+func (b *Broker) runLanes(ctx context.Context, work *errgroup.Group) {
+	for i := range lanes {
+		work.Go(func() error { b.records.lanes[i].run(ctx, b.record); return nil })
+		work.Go(func() error { b.writes.lanes[i].run(ctx, b.write); return nil })
+	}
+	work.Go(func() error { b.claims.run(ctx, b.claimAll); return nil })
+}
+
+func (b *Broker) record(batch []record) {
+	docs := make([]schema.Delivery, len(batch))
+	for i := range batch {
+		docs[i] = batch[i].doc
+	}
+	answers := b.store.Record(b.life, docs)
+	for i := range batch {
+		err := answers[i]
+		batch[i].cl.input(func(s *session.Session) { s.OnRecorded(err, errors.Is(err, store.ErrSessionLost)) })
+	}
+}
+
+func (b *Broker) write(batch []write) {
+	docs := make([]store.Write, len(batch))
+	for i := range batch {
+		docs[i] = batch[i].doc
+	}
+	answers := b.store.Write(b.life, docs)
+	for i := range batch {
+		batch[i].done(answers[i])
+	}
+}
+
+func (b *Broker) claimAll(batch []claimCall) {
+	claims := make([]store.Claim, len(batch))
+	for i := range batch {
+		claims[i] = batch[i].claim
+	}
+	answers := b.store.Claim(b.life, claims)
+	for i := range batch {
+		batch[i].answer <- answers[i]
+	}
+}
+
+// scratchPool lends action buffers.
+type scratchPool struct{ pool sync.Pool }
+
+func (p *scratchPool) get() *[]session.Action {
+	if b, ok := p.pool.Get().(*[]session.Action); ok {
+		return b
+	}
+	b := make([]session.Action, 0, 16)
+	return &b
+}
+
+func (p *scratchPool) put(b *[]session.Action) {
+	if cap(*b) > 1024 {
+		return
+	}
+	clear((*b)[:cap(*b)])
+	*b = (*b)[:0]
+	p.pool.Put(b)
+}
