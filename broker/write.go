@@ -16,7 +16,7 @@ import (
 // record is a delivery record under way, and whose it is.
 type record struct {
 	cl  *client
-	doc schema.Delivery
+	doc *schema.Delivery
 }
 
 // recordLanes spreads records over lanes by client id: those of one session stay
@@ -34,7 +34,7 @@ func newRecordLanes(seed maphash.Seed) recordLanes {
 	return r
 }
 
-func (r *recordLanes) put(cl *client, d schema.Delivery) {
+func (r *recordLanes) put(cl *client, d *schema.Delivery) {
 	r.lanes[maphash.String(r.seed, cl.id)%lanes].put(record{cl, d})
 }
 
@@ -75,7 +75,7 @@ func (b *Broker) runLanes(ctx context.Context, work *errgroup.Group) {
 func (b *Broker) record(batch []record) {
 	docs := make([]schema.Delivery, len(batch))
 	for i := range batch {
-		docs[i] = batch[i].doc
+		docs[i] = *batch[i].doc
 	}
 	answers := b.store.Record(b.life, docs)
 	for i := range batch {
@@ -121,7 +121,7 @@ func (p *scratchPool) put(b *[]session.Action) {
 	if cap(*b) > 1024 {
 		return
 	}
-	clear((*b)[:cap(*b)])
+	clear(*b)
 	*b = (*b)[:0]
 	p.pool.Put(b)
 }

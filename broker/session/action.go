@@ -62,7 +62,7 @@ type Action struct {
 	Ack         AckKind
 	Code        Code
 	Codes       []Code
-	Delivery    schema.Delivery
+	Delivery    *schema.Delivery // the caller's
 	Write       store.Write
 	Filters     []string
 	Refs        []store.Ref

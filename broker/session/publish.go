@@ -45,15 +45,15 @@ func (s *Session) OnPublish(m *schema.Message, id uint16) {
 	if s.closing {
 		return
 	}
-	p := &incoming{m: m, qos: m.QoS, id: id, ready: true, at: m.Created}
+	p := incoming{m: m, qos: m.QoS, id: id, ready: true, at: m.Created}
 	m.ID = s.o.NewID(m.Created)
-	if m.QoS == 2 && !s.onPublish2(p) {
+	if m.QoS == 2 && !s.onPublish2(&p) {
 		return
 	}
 	if m.QoS == 1 && !s.spend() {
 		return
 	}
-	if p.ready && !s.on(ruleInOrder) {
+	if p.ready && (len(s.ingest) == 0 || !s.on(ruleInOrder)) {
 		s.append(p)
 		return
 	}
@@ -109,9 +109,9 @@ func (s *Session) spend() bool {
 // onInboundStored lets go what waits for the entry.
 func (s *Session) onInboundStored(in *inbound) {
 	in.stored = true
-	for _, p := range s.ingest {
-		if p.in == in {
-			p.ready = true
+	for i := range s.ingest {
+		if s.ingest[i].in == in {
+			s.ingest[i].ready = true
 		}
 	}
 	s.drainIngest()
@@ -121,7 +121,7 @@ func (s *Session) onInboundStored(in *inbound) {
 // nothing overtakes (A: L10).
 func (s *Session) drainIngest() {
 	if !s.on(ruleInOrder) {
-		s.ingest = slices.DeleteFunc(s.ingest, func(p *incoming) bool {
+		s.ingest = slices.DeleteFunc(s.ingest, func(p incoming) bool {
 			if p.ready {
 				s.append(p)
 			}
@@ -131,7 +131,7 @@ func (s *Session) drainIngest() {
 	}
 	for len(s.ingest) > 0 && s.ingest[0].ready {
 		p := s.ingest[0]
-		s.ingest[0] = nil
+		s.ingest[0] = incoming{}
 		s.ingest = s.ingest[1:]
 		s.append(p)
 	}
@@ -140,33 +140,29 @@ func (s *Session) drainIngest() {
 	}
 }
 
-func (s *Session) append(p *incoming) {
-	s.appends = append(s.appends, p)
+func (s *Session) append(p incoming) {
 	s.do(Action{Do: DoAppend, Message: p.m})
 	p.m = nil // the store's now
+	s.appends.push(p)
 }
 
 // OnAppended tells what became of the append that has been under way for longest.
 // It is the only source of a PUBACK or PUBREC with success: only what the store
 // says is stored is acknowledged [MQTT-4.3.2-4, MQTT-4.3.3-8].
 func (s *Session) OnAppended(a store.Appended) {
-	p := s.appends[0]
-	s.appends[0] = nil
-	if s.appends = s.appends[1:]; len(s.appends) == 0 {
-		s.appends = nil
-	}
+	p := s.appends.pop()
 	switch {
 	case s.closing:
 		s.finish()
 	case a.Outcome == store.Stored:
-		s.acknowledge(p, Success)
+		s.acknowledge(&p, Success)
 	case a.Outcome == store.InDoubt:
 		// No answer in doubt (L9): the client sends it again elsewhere.
 		s.Close(ReasonInDoubt)
 	case !s.o.CanRefuse:
 		s.Close(ReasonRefused)
 	default:
-		s.acknowledge(p, codeOf(a.Err))
+		s.acknowledge(&p, codeOf(a.Err))
 	}
 }
 

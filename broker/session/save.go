@@ -38,18 +38,14 @@ const (
 )
 
 func (s *Session) write(w written, doc store.Write) {
-	s.writes = append(s.writes, w)
+	s.writes.push(w)
 	s.do(Action{Do: DoWrite, Write: doc})
 }
 
 // OnWritten tells what became of the session write that has been under way for
 // longest. lost: the session is another's.
 func (s *Session) OnWritten(err error, lost bool) {
-	w := s.writes[0]
-	s.writes[0] = written{}
-	if s.writes = s.writes[1:]; len(s.writes) == 0 {
-		s.writes = nil
-	}
+	w := s.writes.pop()
 	if w.kind == wroteCursor {
 		s.saving = false
 	}
@@ -175,7 +171,7 @@ func (s *Session) finish() {
 	if s.stage != flushing {
 		return
 	}
-	if len(s.recording) > 0 && s.on(ruleReleaseFlushed) || len(s.appends) > 0 && s.on(ruleReleaseAppends) {
+	if s.recording.len() > 0 && s.on(ruleReleaseFlushed) || s.appends.len() > 0 && s.on(ruleReleaseAppends) {
 		return
 	}
 	s.stage = letGo

@@ -67,7 +67,7 @@ type Session struct {
 	seq, rseq    uint64        // last delivery number given; last one committed
 
 	win       window
-	recording []*entry // records under way, in order
+	recording fifo[*entry] // records under way, in order
 	again     []*entry // the flight of former connections, to be sent again
 	looking   int      // entries of again whose messages are being looked up
 	unacked   int      // entries of the flight that were sent on this connection
@@ -84,9 +84,9 @@ type Session struct {
 	requests  []request       // SUBSCRIBE and UNSUBSCRIBE, one at a time
 	asking    bool            // DoHead is under way for requests[0]
 	inbound   map[uint16]*inbound
-	ingest    []*incoming // read, and waiting for an inbound entry
-	appends   []*incoming // in the store, in order
-	writes    []written   // session writes under way, in order
+	ingest    []incoming     // read, and waiting for an inbound entry
+	appends   fifo[incoming] // in the store, in order
+	writes    fifo[written]  // session writes under way, in order
 	used      int         // of the client's quota (ReceiveMaximum)
 	runsDirty bool
 
@@ -196,7 +196,7 @@ func (s *Session) InFlight() int { return s.win.len() }
 
 // Waiting gives the number of the client's messages that are not yet settled by
 // the store.
-func (s *Session) Waiting() int { return len(s.ingest) + len(s.appends) }
+func (s *Session) Waiting() int { return len(s.ingest) + s.appends.len() }
 
 // Queued gives the number of messages that wait in memory.
 func (s *Session) Queued() int { return len(s.queue) + len(s.buffer) }

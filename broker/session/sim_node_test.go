@@ -25,7 +25,7 @@ type node struct {
 
 	inbox    []func() // answers of the store
 	tail     *storetest.Tailing
-	h        schema.Cursor // everything not after it was offered
+	h        schema.Cursor              // everything not after it was offered
 	retained map[string]*schema.Message // read by topic only
 	owned    []*owned
 	claims   []*claiming

@@ -71,6 +71,7 @@ type conn struct {
 	cleanEnd bool
 	normal   bool // DISCONNECT was read, and the session released with it
 	cutAt    int  // tick; -1: not cut
+	will     willState
 }
 
 func (c *conn) send(p packet) { c.toClient = append(c.toClient, p) }
@@ -162,8 +163,6 @@ type owned struct {
 	headRead bool
 	places   []schema.Cursor // DoWaitFor
 	old      map[uint64]bool // seqs of former connections
-	unsubs   []string
-	owns     []schema.Subscription
 
 	writeFailed bool
 
@@ -425,6 +424,7 @@ func (o *owned) read() bool {
 	}
 	var n int
 	o.input(func(s *Session) { n = s.Feed(o.page) })
+	must(n > 0, "%s is hungry, and takes nothing", o.client)
 	for _, m := range o.page[:n] {
 		o.at.Advance(m.Mark)
 	}

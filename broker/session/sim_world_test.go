@@ -108,17 +108,20 @@ type world struct {
 	steps  int
 	ts     uint64 // of the newest message
 
-	nodes    []*node
-	devices  []*device
-	clients  []string
-	net      []*attempt
-	pubs     map[string]*pub // by name
-	ledgers  map[ledgerKey]*ledger
-	order    []*ledger // those of ledgers, in the order of their making
-	wills    []*conn
-	claims   []claimNote
-	appended map[string]uint64 // epoch of the last append of each client
-	late     int               // attempts that were refused by their number
+	nodes        []*node
+	devices      []*device
+	clients      []string
+	net          []*attempt
+	pubs         map[string]*pub // by name
+	ledgers      map[ledgerKey]*ledger
+	order        []*ledger // those of ledgers, in the order of their making
+	wills        []*conn
+	claims       []claimNote
+	appended     map[string]uint64          // epoch of the last append of each client
+	late         int                        // attempts that were refused by their number
+	firstTS      map[string]uint64          // of each publish, by name
+	lastRetained map[string]*schema.Message // by topic
+	strict       bool                       // no rule is off
 
 	tracing bool
 	limit   int // of steps with faults; 0: the seed's own
@@ -145,7 +148,8 @@ type actor interface{ actions(w *world) }
 func newWorld(seed uint64, off broken) *world {
 	w := &world{
 		rng: rand.New(rand.NewPCG(seed, 0x5eed)), m: storetest.NewModel(simStart), off: off, faults: true,
-		pubs: map[string]*pub{}, ledgers: map[ledgerKey]*ledger{}, appended: map[string]uint64{},
+		pubs: map[string]*pub{}, ledgers: map[ledgerKey]*ledger{}, appended: map[string]uint64{}, firstTS: map[string]uint64{}, lastRetained: map[string]*schema.Message{},
+		strict: off.core == 0 && off.adapter == 0 && len(off.model) == 0,
 	}
 	w.m.Break(off.model...)
 	w.advance()
@@ -222,6 +226,12 @@ func (w *world) land(lane schema.Lane, gen uint32, m *schema.Message, o *schema.
 		w.ts = copied.TS
 		p := w.pubOf(m)
 		p.inLog++
+		if p.inLog == 1 {
+			w.firstTS[p.name] = copied.TS
+		}
+		if m.Retain {
+			w.lastRetained[m.Topic] = &copied
+		}
 		must(!p.refused, "P1: %s was refused, and is stored", p.name)
 		if o != nil {
 			must(o.Epoch >= w.appended[o.ClientID], "P4: %s of epoch %d lands after epoch %d of %s", p.name, o.Epoch, w.appended[o.ClientID], o.ClientID)

@@ -141,7 +141,7 @@ func (q *queueWriter) write(o *owned, doc store.Write) {
 			if o.writeFailed && w.on(ruleWriteStops) {
 				return error(errDoubt)
 			}
-			return w.write(doc)
+			return w.writeOf(o, doc)
 		},
 		done:   func(r any) { err, _ := r.(error); done(err) },
 		giveUp: func() { done(errDoubt) },
@@ -306,14 +306,18 @@ func (l *appendLane) batch() *op {
 	l.items = nil
 	for len(l.queue) > 0 && len(l.items) < simBatch {
 		it := l.queue[0]
-		l.queue = l.queue[1:]
 		if it.o == nil {
-			l.items = append(l.items, it)
+			l.queue, l.items = l.queue[1:], append(l.items, it)
 			continue
 		}
 		p := w.pubOf(it.m)
+		failed := it.o.pub.Failed() && w.on(ruleBehindFails)
+		if (failed || p.poison) && len(l.items) > 0 {
+			break // answers come in the order of the appends
+		}
+		l.queue = l.queue[1:]
 		switch {
-		case it.o.pub.Failed() && w.on(ruleBehindFails):
+		case failed:
 			it.done(store.Appended{Outcome: store.Refused, Err: store.ErrPublisherFailed})
 		case p.poison:
 			if it.o.pub.Strict {

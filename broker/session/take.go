@@ -54,7 +54,7 @@ func (r *match) add(s *Session, sub *subscription, m *schema.Message) {
 
 // room tells whether a delivery that needs a packet id can go on its way.
 func (s *Session) room() bool {
-	return len(s.again) == 0 && !s.blocked && s.win.room() && (!s.o.Clean || len(s.recording) < s.o.Queue)
+	return len(s.again) == 0 && !s.blocked && s.win.room() && (!s.o.Clean || s.recording.len() < s.o.Queue)
 }
 
 // take moves the session past m, delivering it if it matches; false: the window
@@ -126,8 +126,8 @@ func (s *Session) record(m *schema.Message, e *entry, now time.Time) {
 	if s.o.Clean {
 		s.sendEntry(e, false)
 	}
-	s.recording = append(s.recording, e)
-	s.do(Action{Do: DoRecord, Delivery: schema.Delivery{
+	s.recording.push(e)
+	s.do(Action{Do: DoRecord, Delivery: &schema.Delivery{
 		ID: s.o.NewID(now), Owner: s.o.Owner, Seq: e.Seq, Topic: m.Topic, MessageID: m.ID, Mark: m.Mark,
 		PacketID: e.PacketID, QoS: e.QoS, Retained: e.Retained, Dropped: e.dropped, Host: s.o.Host, Created: now,
 	}})
@@ -141,11 +141,7 @@ func (s *Session) record(m *schema.Message, e *entry, now time.Time) {
 // longest. lost: the session is another's; the outcome is not known for any other
 // error.
 func (s *Session) OnRecorded(err error, lost bool) {
-	e := s.recording[0]
-	s.recording[0] = nil
-	if s.recording = s.recording[1:]; len(s.recording) == 0 {
-		s.recording = nil
-	}
+	e := s.recording.pop()
 	switch {
 	case err != nil && lost && !s.on(ruleFencedSilent):
 	case err != nil:

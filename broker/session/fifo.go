@@ -1,0 +1,39 @@
+package session
+
+// keepFifo is the capacity that an empty fifo keeps.
+const keepFifo = 16
+
+// fifo is a queue that uses its memory again and, once it is empty, lets go of
+// what a burst took. Its bound is its user's.
+type fifo[T any] struct {
+	items []T
+	head  int
+}
+
+func (f *fifo[T]) len() int { return len(f.items) - f.head }
+
+func (f *fifo[T]) push(v T) {
+	if f.head > 0 && len(f.items) == cap(f.items) {
+		// Room at the front is used before the memory grows.
+		n := copy(f.items, f.items[f.head:])
+		clear(f.items[n:])
+		f.items, f.head = f.items[:n], 0
+	}
+	f.items = append(f.items, v)
+}
+
+// pop takes the oldest. REQUIRES: len() > 0.
+func (f *fifo[T]) pop() T {
+	var zero T
+	v := f.items[f.head]
+	f.items[f.head] = zero
+	if f.head++; f.head == len(f.items) {
+		f.items, f.head = f.items[:0], 0
+		if cap(f.items) > keepFifo {
+			f.items = nil
+		}
+	}
+	return v
+}
+
+func (f *fifo[T]) front() *T { return &f.items[f.head] }

@@ -1,0 +1,126 @@
+package session
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+func envInt(name string, def int) int {
+	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
+		return n
+	}
+	return def
+}
+
+// seeds gives how many seeds TestSimulation runs: REWINDMQ_SIM_SEEDS, else
+// 20,000, and a tenth of that with -short.
+func seeds() int {
+	n := 20_000
+	if testing.Short() || raceEnabled {
+		n = 2_000
+	}
+	return envInt("REWINDMQ_SIM_SEEDS", n)
+}
+
+// search runs seeds from `from` to `to` on two workers and gives the smallest
+// failing one it met; ok: none failed.
+func search(from, to uint64, off broken, workers int) (seed uint64, failed string, ok bool) {
+	var next, found atomic.Uint64
+	next.Store(from)
+	found.Store(to)
+	texts := make([]string, workers)
+	at := make([]uint64, workers)
+	var wg sync.WaitGroup
+	for i := range workers {
+		at[i] = to
+		wg.Go(func() {
+			for {
+				s := next.Add(1) - 1
+				if s >= to || s >= found.Load() {
+					return
+				}
+				if text, _ := simulate(s, off, false, 0); text != "" {
+					texts[i], at[i] = text, s
+					for f := found.Load(); s < f && !found.CompareAndSwap(f, s); f = found.Load() {
+					}
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	seed, ok = to, true
+	for i := range workers {
+		if at[i] < seed {
+			seed, failed, ok = at[i], texts[i], false
+		}
+	}
+	return seed, failed, ok
+}
+
+// TestSimulation runs many seeds with all rules on. A failing one is printed with
+// its trace; REWINDMQ_SIM_SEED=N runs one and prints its trace.
+func TestSimulation(t *testing.T) {
+	t.Parallel()
+	if one := os.Getenv("REWINDMQ_SIM_SEED"); one != "" {
+		seed, err := strconv.ParseUint(one, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		report(t, seed, broken{})
+		return
+	}
+	start := time.Now()
+	n := seeds()
+	seed, failed, ok := search(0, uint64(n), broken{}, 2)
+	if ok {
+		t.Logf("%d seeds, %v", n, time.Since(start).Round(time.Millisecond))
+		return
+	}
+	t.Errorf("seed %d: %s", seed, failed)
+	report(t, seed, broken{})
+}
+
+// report runs one seed again, with as few steps as still fail, and prints the end
+// of its trace.
+func report(t *testing.T, seed uint64, off broken) {
+	t.Helper()
+	text, w := simulate(seed, off, true, 0)
+	if text == "" {
+		t.Logf("seed %d: clean, %d steps", seed, w.steps)
+		return
+	}
+	for _, limit := range []int{20, 40, 60, 80, 100, 130, 160, 200, 250, 300, 350, 400} {
+		if short, x := simulate(seed, off, true, limit); short != "" {
+			text, w = short, x
+			t.Logf("fails with %d steps too", limit)
+			break
+		}
+	}
+	lines := w.lines
+	if n := envInt("REWINDMQ_SIM_LINES", 60); len(lines) > n {
+		lines = lines[len(lines)-n:]
+	}
+	t.Errorf("seed %d: %s\n%s", seed, text, strings.Join(lines, "\n"))
+}
+
+// TestSimulationIsDeterministic: the same seed gives the same trace.
+func TestSimulationIsDeterministic(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(20) {
+		_, a := simulate(seed, broken{}, true, 0)
+		_, b := simulate(seed, broken{}, true, 0)
+		if x, y := strings.Join(a.lines, "\n"), strings.Join(b.lines, "\n"); x != y {
+			t.Fatalf("seed %d gives two traces", seed)
+		}
+		_, c := simulate(seed, broken{}, false, 0)
+		if a.steps != c.steps || a.ts != c.ts || a.tick != c.tick {
+			t.Fatalf("seed %d: tracing changes the run", seed)
+		}
+	}
+}
