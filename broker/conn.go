@@ -60,6 +60,15 @@ func (b *Broker) Serve(listener string, nc net.Conn) {
 	c.run()
 }
 
+// aside runs fn on the stack of another goroutine, and waits for it. CONNECT needs
+// a deep stack; the goroutine that then waits for packets, thousands of which may
+// be idle, keeps a small one.
+func (c *conn) aside(fn func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- fn() }()
+	return <-done
+}
+
 // Read reads from the network for the packet reader, and judges keep alive: only
 // here, so that it is not judged while the broker itself does not read
 // [MQTT-3.1.2-22]. Any byte that arrives counts, since a large packet may take
@@ -91,7 +100,7 @@ func (c *conn) setIdle(d time.Duration) {
 }
 
 func (c *conn) run() {
-	err := c.connect()
+	err := c.aside(c.connect)
 	if err == nil {
 		c.b.m.connected(c.listener, c.version, 1)
 		err = c.readLoop()
@@ -110,6 +119,7 @@ func (c *conn) run() {
 func (c *conn) readLoop() error {
 	defer c.release()
 	for {
+		c.reader.Wait()
 		p, err := c.reader.ReadPacket()
 		if err != nil {
 			return err

@@ -151,6 +151,9 @@ func (s *Session) append(p incoming) {
 // says is stored is acknowledged [MQTT-4.3.2-4, MQTT-4.3.3-8].
 func (s *Session) OnAppended(a store.Appended) {
 	p := s.appends.pop()
+	if a.Outcome == store.InDoubt && s.on(ruleReleaseAppends) {
+		s.lost = true // it may still land: the session is not released, the claimer puts a stopper
+	}
 	switch {
 	case s.closing:
 		s.finish()

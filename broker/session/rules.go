@@ -19,6 +19,7 @@ const (
 	ruleOfferAfter                      // what is offered is dropped unless it is after the session's own vector
 	ruleSince                           // since is Head merged with H
 	ruleBefore                          // the highest QoS so far holds for what lies before the replacement
+	ruleSaveRise                        // the cursor is saved before a subscription's QoS rises
 	ruleRunSince                        // a run leaves out a topic whose message is after its place
 	ruleRunWaits                        // a run starts when the hub has passed its place
 	ruleInboundFirst                    // the inbound entry is committed before the message is appended

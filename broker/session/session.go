@@ -98,7 +98,7 @@ type Session struct {
 
 	closing bool
 	reason  Reason
-	lost    bool // fenced: nothing more leaves
+	lost    bool // fenced, or something of it is in doubt: nothing more leaves, no release
 	stage   stage
 	release store.Release
 

@@ -46,7 +46,7 @@ func (o *owned) bounds() {
 	must(s.taken.Covers(s.after), "after %v is not covered by taken %v", s.after, s.taken)
 	must(len(s.line) <= simWindow+2*simQueue+16, "the line has %d steps", len(s.line))
 	must(len(s.win.freed) <= simWindow, "freed ids %v", s.win.freed)
-	for _, e := range s.recording {
+	for _, e := range s.recording.items[s.recording.head:] {
 		must(s.o.Clean || s.lost || !e.Retained.IsZero() || s.after.After(e.Mark), "after %v covers %v, whose record is under way", s.after, e.Mark)
 	}
 }
@@ -66,7 +66,7 @@ func (o *owned) saves(c *schema.SessionCursor) {
 	for _, e := range s.win.flight {
 		must(!e.committed || in[e.Seq], "seq %d is missing in the saved flight", e.Seq)
 	}
-	for _, e := range s.recording {
+	for _, e := range s.recording.items[s.recording.head:] {
 		must(!e.Retained.IsZero() || c.After.After(e.Mark), "the saved cursor %v covers %v, whose record is under way", c.After, e.Mark)
 		must(e.Seq > c.Seq, "seq %d is under way, and the cursor is saved at %d", e.Seq, c.Seq)
 	}
@@ -162,17 +162,17 @@ func (w *world) judgeWill(c *conn) {
 			at = i
 		}
 	}
-	back, fresh := int(^uint(0)>>1), true
+	back, fresh, accepted := int(^uint(0)>>1), true, false
 	for _, x := range w.claims[at+1:] {
 		if x.client == c.dev.client {
-			back, fresh = x.tick, x.fresh
+			back, fresh, accepted = x.tick, x.fresh, x.c.accepted
 			break
 		}
 	}
 	switch {
 	case c.cfg.delay == 0 || fresh:
 		must(p.inLog == 1, "W1: %s was never published", p.name)
-	case back < c.cutAt+min(int(c.cfg.delay), int(c.cfg.expiry)):
+	case accepted && back < c.cutAt+min(int(c.cfg.delay), int(c.cfg.expiry)):
 		must(p.inLog == 0, "%s published though its client came back in time", p.name)
 	}
 }

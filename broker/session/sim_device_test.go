@@ -65,7 +65,7 @@ type device struct {
 func newDevice(w *world, client, name string) *device {
 	return &device{
 		w: w, client: client, name: name, solo: true, mayEnd: true, v5: w.chance(0.6), atOnce: w.chance(0.5),
-		cleanUser: w.chance(0.15), recv: map[uint16]*incomingQoS2{}, held: map[uint16]uint64{}, lastReq: map[string]int{},
+		cleanUser: w.chance(2*w.x.clean), recv: map[uint16]*incomingQoS2{}, held: map[uint16]uint64{}, lastReq: map[string]int{},
 	}
 }
 
@@ -74,7 +74,7 @@ func (d *device) actions(w *world) {
 	case d.retired:
 		return
 	case c == nil:
-		if !w.faults || w.chance(0.3) {
+		if !w.faults || w.chance(w.x.back) {
 			w.can("connect", d.connect)
 		}
 		return
@@ -87,24 +87,25 @@ func (d *device) actions(w *world) {
 		}
 		return
 	}
-	if len(d.todo) > 0 && (!w.faults || w.chance(0.7)) {
+	if len(d.todo) > 0 && (!w.faults || w.chance(w.x.ack)) {
 		w.can("ack", d.ack)
 	}
 	if !w.faults {
 		return
 	}
-	switch x := w.rng.Float64(); {
-	case x < 0.25:
+	x, y := w.rng.Float64(), &w.x
+	switch p := y.publish; {
+	case x < p:
 		if len(d.out) < simReceive {
 			w.can("publish", d.publish)
 		}
-	case x < 0.32:
+	case x < p+y.subscribe:
 		w.can("subscribe", d.subscribe)
-	case x < 0.335:
+	case x < p+y.subscribe+y.unsubscribe:
 		w.can("unsubscribe", d.unsubscribe)
-	case x < 0.36:
+	case x < p+y.subscribe+y.unsubscribe+y.cut:
 		w.can("cut", d.cut)
-	case x < 0.37:
+	case x < p+y.subscribe+y.unsubscribe+y.cut+y.disconnect:
 		w.can("disconnect", d.disconnect)
 	}
 }
@@ -118,13 +119,13 @@ func (d *device) connect() bool {
 		}
 	}
 	n := to[w.rng.IntN(len(to))]
-	cfg := connect{receiveMaximum: pick(w, 1, 2, 3, 9), small: w.chance(0.3), expiry: schema.NoExpiry, v5: d.v5}
+	cfg := connect{receiveMaximum: pick(w, w.x.receiveMaximum...), small: w.chance(w.x.small), expiry: schema.NoExpiry, v5: d.v5}
 	if w.faults {
-		cfg.clean = w.chance(0.08)
+		cfg.clean = w.chance(w.x.clean)
 		if d.cleanUser {
 			cfg.clean = w.chance(0.5)
 		}
-		cfg.expiry = pick(w, schema.NoExpiry, schema.NoExpiry, schema.NoExpiry, 15)
+		cfg.expiry = pick(w, w.x.expiries...)
 		if d.cleanUser && w.chance(0.5) {
 			cfg.expiry = 0
 		}
@@ -133,9 +134,9 @@ func (d *device) connect() bool {
 		}
 	}
 	c := &conn{t: len(w.wills) + 1000*w.steps, dev: d, n: n, cutAt: -1}
-	if w.faults && w.chance(0.25) {
+	if w.faults && w.chance(w.x.will) {
 		name := fmt.Sprintf("will%d", w.steps)
-		cfg.will = w.newPub(&pub{name: name, from: name, k: 1, topic: pick(w, simTopics...), qos: 1})
+		cfg.will = w.newPub(&pub{name: name, from: name, k: 1, topic: pick(w, w.x.topics...), qos: 1})
 		cfg.delay = pick[uint32](w, 0, 0, 6)
 		w.wills = append(w.wills, c)
 	}
@@ -155,7 +156,7 @@ func (d *device) drop() {
 
 func (d *device) cut() bool {
 	d.w.trace("%s: cuts", d.name)
-	if d.w.chance(0.5) {
+	if !d.w.chance(d.w.x.keepUnread) {
 		d.c.toServer = d.c.toServer[:d.w.rng.IntN(1+len(d.c.toServer))]
 	}
 	d.drop()
@@ -179,11 +180,11 @@ func (d *device) publish() bool {
 	w := d.w
 	d.k++
 	p := w.newPub(&pub{
-		name: fmt.Sprintf("%s.%d", d.name, d.k), from: d.name, k: d.k, topic: pick(w, simTopics...), qos: pick[uint8](w, 0, 1, 1, 2, 2),
-		retain: w.chance(0.25), big: w.chance(0.1), poison: w.chance(0.02),
+		name: fmt.Sprintf("%s.%d", d.name, d.k), from: d.name, k: d.k, topic: pick(w, w.x.topics...), qos: pick(w, w.x.qos...),
+		retain: w.chance(w.x.retain), big: w.chance(w.x.big), poison: w.chance(w.x.poison),
 	})
-	p.clear = p.retain && w.chance(0.1)
-	if w.chance(0.05) {
+	p.clear = p.retain && w.chance(w.x.clear)
+	if w.chance(w.x.expire) {
 		p.expiry = w.m.Now().Add(8 * time.Second)
 	}
 	var id uint16
@@ -206,7 +207,7 @@ func (d *device) send(p *pub, id uint16, dup bool) {
 
 func (d *device) subscribe() bool {
 	w, l := d.w, d.l
-	f, qos := pick(w, simFilters...), pick[uint8](w, 0, 1, 1, 2, 2)
+	f, qos := pick(w, w.x.filters...), pick[uint8](w, 0, 1, 1, 2, 2)
 	d.subs++
 	if c := l.cover[f]; len(c) > 0 && c[len(c)-1].to < 0 {
 		c[len(c)-1].to = int64(w.ts) // until the answer: no demand
@@ -232,7 +233,7 @@ func (d *device) subscribe() bool {
 }
 
 func (d *device) unsubscribe() bool {
-	f := pick(d.w, simFilters...)
+	f := pick(d.w, d.w.x.filters...)
 	d.subs++
 	delete(d.l.cover, f)
 	delete(d.l.expect, f)

@@ -108,7 +108,9 @@ func (n *node) actions(w *world) {
 		n.records[i].actions(w)
 		n.lanes[i].actions(w)
 	}
-	w.can("hub", n.hub)
+	if !w.faults && w.idle > 0 || w.chance(w.x.hub[int(n.id)%len(w.x.hub)]) {
+		w.can("hub", n.hub)
+	}
 	for _, c := range n.conns {
 		c.serve(w)
 	}
@@ -120,7 +122,7 @@ func (n *node) actions(w *world) {
 	for _, o := range n.owned {
 		o.actions(w)
 	}
-	if n.keep && (!w.faults || w.chance(0.1)) {
+	if n.keep && (!w.faults || w.chance(w.x.keep)) {
 		w.can("keeper", n.keeper)
 	}
 }

@@ -164,7 +164,7 @@ type owned struct {
 	places   []schema.Cursor // DoWaitFor
 	old      map[uint64]bool // seqs of former connections
 
-	writeFailed bool
+	writeFailed, recordFailed bool
 
 	// The reader of the log.
 	reading bool
@@ -224,6 +224,7 @@ func (o *owned) input(do func(*Session)) {
 }
 
 func (o *owned) recorded(err error) {
+	o.recordFailed = o.recordFailed || err != nil
 	o.input(func(s *Session) { s.OnRecorded(err, err == store.ErrSessionLost) })
 }
 
@@ -255,7 +256,7 @@ func (o *owned) carry(a Action) {
 		o.toClient(packet{kind: pktUnsuback, id: a.PacketID, codes: a.Codes})
 	case DoRecord:
 		l := n.records[w.index(o.client)%2]
-		l.queue = append(l.queue, recordItem{o, a.Delivery})
+		l.queue = append(l.queue, recordItem{o, *a.Delivery})
 	case DoWrite:
 		n.writer(o.client).write(o, a.Write)
 		if doc, ok := a.Write.(store.SaveCursor); ok {
@@ -319,12 +320,12 @@ func (o *owned) actions(w *world) {
 		if !w.faults || w.chance(0.3) {
 			w.can("unblock", func() bool { o.input(func(s *Session) { s.Block(false) }); return true })
 		}
-	} else if w.faults && w.chance(0.01) {
+	} else if w.faults && w.chance(w.x.block) {
 		w.can("block", func() bool { o.input(func(s *Session) { s.Block(true) }); return true })
 	}
 	// The ticker: it saves what is due, and merges a quiet session with H.
 	due := !s.o.Clean && !s.saving && s.Dirty() && s.o.Now().Sub(s.lastSaved) >= saveEvery
-	if (due || s.mode == live && !s.taken.Covers(h)) && (!w.faults || w.chance(0.2)) {
+	if due && (!w.faults || w.chance(w.x.save)) || s.mode == live && !s.taken.Covers(h) && (!w.faults || w.chance(w.x.merge)) {
 		w.can("tick", func() bool { o.input(func(s *Session) { s.Tick(h) }); return true })
 	}
 }

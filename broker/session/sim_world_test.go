@@ -54,7 +54,7 @@ const (
 	ruleWillAlike                           // a will's message is made of what identifies it: twice is once
 	ruleBehindFails                         // what is behind a message that failed fails too
 	ruleWriteStops                          // behind a write of a session that failed, none of its later ones is made
-	ruleNoAnswer                            // no answer in doubt
+	ruleRecordStops                         // the same for records
 )
 
 // broken says which rules are off.
@@ -104,7 +104,9 @@ type world struct {
 	m      *storetest.Model
 	off    broken
 	faults bool
+	x      weather
 	tick   int
+	idle   int // ticks in which nothing could be done, at rest
 	steps  int
 	ts     uint64 // of the newest message
 
@@ -134,6 +136,7 @@ type world struct {
 type claimNote struct {
 	client string
 	tick   int
+	idle   int // ticks in which nothing could be done, at rest
 	fresh  bool
 	c      *conn
 }
@@ -153,6 +156,7 @@ func newWorld(seed uint64, off broken) *world {
 	}
 	w.m.Break(off.model...)
 	w.advance()
+	w.x = newWeather(w)
 	w.clients = []string{"p", "q", "r"}[:pick(w, 2, 2, 3)]
 	for _, c := range w.clients {
 		w.devices = append(w.devices, newDevice(w, c, c))
@@ -274,7 +278,7 @@ type attempt struct {
 // actions lets attempts meet the store.
 func (w *world) actions(*world) {
 	for i, a := range w.net {
-		if !a.slow || !w.faults || w.chance(0.02) {
+		if !a.slow || !w.faults || w.chance(w.x.crawl) {
 			w.can("", func() bool { w.landAttempt(i); return true })
 		}
 	}
@@ -286,11 +290,11 @@ func (w *world) landAttempt(i int) {
 	answered, part, reached := true, false, true
 	if w.faults {
 		switch x := w.rng.Float64(); {
-		case x < 0.07: // the answer is lost
+		case x < w.x.answerLost:
 			answered = false
-		case x < 0.11: // done in part, then given up
+		case x < w.x.answerLost+w.x.cutShort: // done in part, then given up
 			answered, part = false, true
-		case x < 0.15: // it never arrives
+		case x < w.x.answerLost+w.x.cutShort+w.x.neverLands:
 			answered, reached = false, false
 		}
 	}
@@ -335,9 +339,9 @@ func (w *world) step() bool {
 func (w *world) run(steps int) {
 	for range steps {
 		switch x := w.rng.Float64(); {
-		case x < 0.08:
+		case x < w.x.time:
 			w.advance()
-		case x < 0.088:
+		case x < w.x.time+w.x.chaos:
 			w.chaos()
 		}
 		w.step()
@@ -352,19 +356,20 @@ func (w *world) chaos() {
 		}
 	}
 	n := up[w.rng.IntN(len(up))]
-	switch x := w.rng.Float64(); {
-	case x < 0.25:
+	x := w.rng.Float64() * (w.x.crash + w.x.pause + w.x.wake + w.x.jump + w.x.skew)
+	switch c := w.x.crash; {
+	case x < c:
 		w.crash(n)
-	case x < 0.6:
+	case x < c+w.x.pause:
 		if !n.paused {
 			w.trace("%s: PAUSE", n.name)
 			n.paused, n.asleep = true, w.tick
 		}
-	case x < 0.85:
+	case x < c+w.x.pause+w.x.wake:
 		if n.paused {
 			n.wake()
 		}
-	case x < 0.88:
+	case x < c+w.x.pause+w.x.wake+w.x.skew:
 		n.skew = time.Duration(w.rng.IntN(21)-10) * time.Second
 	default:
 		for range pick(w, 1, 3, simLease+1) {
@@ -405,13 +410,13 @@ func (w *world) settle() {
 		}
 		n.skew = 0
 	}
-	idle := 0
+	w.idle = 0
 	for range 20_000 {
 		if w.step() {
-			idle = 0
+			w.idle = 0
 			continue
 		}
-		if idle++; idle > 3*simLease {
+		if w.idle++; w.idle > 3*simLease {
 			return
 		}
 		w.advance()
@@ -421,7 +426,7 @@ func (w *world) settle() {
 
 // whole is one run.
 func (w *world) whole() {
-	steps := pick(w, 150, 300, 450)
+	steps := w.x.steps
 	if w.limit > 0 {
 		steps = min(steps, w.limit)
 	}

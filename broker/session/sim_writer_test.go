@@ -24,6 +24,7 @@ type op struct {
 // has an older number, and is refused.
 type writer struct {
 	n        *node
+	kind     writerKind
 	name     string
 	next     func() *op // what waits
 	ready    func() bool
@@ -40,7 +41,7 @@ func (wr *writer) actions(w *world) {
 		if wr.ready() {
 			w.can("send", wr.send)
 		}
-	case wr.out == 0 || w.faults && wr.out < 3 && w.chance(0.03):
+	case wr.out == 0 || w.faults && wr.out < 3 && w.chance(w.x.again):
 		w.can("again", wr.again)
 	}
 }
@@ -56,7 +57,7 @@ func (wr *writer) send() bool {
 func (wr *writer) again() bool {
 	w := wr.n.w
 	wr.doubts++
-	if o := wr.cur; w.faults && o.giveUp != nil && w.chance(0.05) {
+	if o := wr.cur; w.faults && o.giveUp != nil && (wr.out == 0 || wr.kind != kindWrite) && w.chance(w.x.giveUp) {
 		w.trace("%s: gives up %s", wr.name, o.name)
 		o.answered, wr.cur = true, nil
 		o.giveUp()
@@ -70,7 +71,7 @@ func (wr *writer) attempt() {
 	w := wr.n.w
 	wr.no++
 	wr.out++
-	w.net = append(w.net, &attempt{wr: wr, op: wr.cur, no: wr.no, slow: w.chance(0.06)})
+	w.net = append(w.net, &attempt{wr: wr, op: wr.cur, no: wr.no, slow: w.chance(w.x.slow[wr.kind])})
 }
 
 // land lets an attempt meet the store; the answer may be lost.
@@ -187,8 +188,8 @@ type recordItem struct {
 }
 
 // recordLane commits what is waiting in one ordered batch. After one record of a
-// session has failed, the later ones of that session in the batch fail too; those
-// of others go on.
+// session has failed, all later ones of that session fail too, in the batch and
+// behind it; those of others go on.
 type recordLane struct {
 	writer
 	queue []recordItem
@@ -196,10 +197,21 @@ type recordLane struct {
 
 func newRecordLane(n *node, name string) *recordLane {
 	l := &recordLane{}
-	l.writer = writer{n: n, name: name, ready: func() bool { return len(l.queue) > 0 }, next: func() *op {
-		k := min(simBatch, len(l.queue))
-		batch := l.queue[:k:k]
-		l.queue = l.queue[k:]
+	l.writer = writer{n: n, kind: kindRecord, name: name, ready: func() bool { return len(l.queue) > 0 }, next: func() *op {
+		var batch []recordItem
+		for len(l.queue) > 0 && len(batch) < simBatch {
+			r := l.queue[0]
+			if failed := r.o.recordFailed && n.w.on(ruleRecordStops); failed && len(batch) > 0 {
+				break // answers come in order
+			} else if l.queue = l.queue[1:]; failed {
+				r.o.recorded(errDoubt)
+			} else {
+				batch = append(batch, r)
+			}
+		}
+		if len(batch) == 0 {
+			return nil
+		}
 		return l.batch(batch)
 	}}
 	return l
@@ -287,7 +299,7 @@ func newAppendLane(n *node, name string) *appendLane {
 	l := &appendLane{}
 	l.lane = n.w.m.OpenLane(n.id)
 	l.gen, _ = n.w.m.Lane(l.lane)
-	l.writer = writer{n: n, name: name, ready: func() bool { return len(l.queue) > 0 }, next: l.batch}
+	l.writer = writer{n: n, kind: kindAppend, name: name, ready: func() bool { return len(l.queue) > 0 }, next: l.batch}
 	return l
 }
 

@@ -120,6 +120,10 @@ func (s *Session) OnHead(head schema.Cursor, err error) {
 		place.Merge(head)
 		place.Merge(s.taken)
 	}
+	if s.rises(r.subscribe) && s.on(ruleSaveRise) {
+		s.saving = false // one that is under way may say less
+		s.save()
+	}
 	subs := make([]*subscription, len(r.subscribe))
 	docs := make([]schema.Subscription, len(r.subscribe))
 	for i := range r.subscribe {
@@ -128,6 +132,16 @@ func (s *Session) OnHead(head schema.Cursor, err error) {
 	}
 	s.write(written{kind: wroteSubscribe, subs: subs, id: r.id, codes: r.codes}, store.PutSubscriptions{Owner: s.o.Owner, Subscriptions: docs})
 	s.nextRequest()
+}
+
+// rises tells whether a subscription is replaced by one of a higher QoS. Then the
+// cursor is saved before: what QoS 0 has passed left no record, and a replay from
+// an older vector would bring it again, at the higher QoS.
+func (s *Session) rises(subs []schema.Subscription) bool {
+	return slices.ContainsFunc(subs, func(want schema.Subscription) bool {
+		old := s.subs[want.Filter]
+		return old != nil && old.QoS < want.QoS
+	})
 }
 
 // subscribe makes one subscription of a SUBSCRIBE. A replaced one keeps its
