@@ -32,8 +32,11 @@ type conn struct {
 
 	version      wire.Version
 	problem      bool // reason strings may be sent
+	alias        aliases
 	noAnswer     bool // DISCONNECT was read: nothing is sent any more
 	clientExpiry uint32
+	// maximumPacketSize is what the client takes, in bytes; 0: anything.
+	maximumPacketSize int
 	// idle is how long the peer may be silent: CONNECT's time-out first, then
 	// 1.5 times its keep alive; 0: for ever.
 	idle  time.Duration
@@ -56,7 +59,9 @@ func (b *Broker) Serve(listener string, nc net.Conn) {
 	c.ctx, c.cancel = context.WithCancel(b.life)
 	defer c.cancel()
 	c.out.init(nc, &b.tasks, &b.buffers, b.o.OutboxBytes)
-	c.reader = wire.NewReader(c, wire.ReaderOptions{MaxPacketSize: uint32(b.o.MaximumPacketSize)})
+	c.reader = wire.NewReader(c, wire.ReaderOptions{
+		MaxPacketSize: uint32(b.o.MaximumPacketSize), RefuseControlCharacters: true,
+	})
 	c.run()
 }
 

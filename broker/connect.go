@@ -40,6 +40,7 @@ func (c *conn) connect() error {
 	}
 	connack := &wire.Connack{
 		ReceiveMaximum: uint16(c.b.o.ReceiveMaximum), MaximumPacketSize: uint32(c.b.o.MaximumPacketSize), SharedUnavailable: true,
+		TopicAliasMaximum: aliasesIn,
 	}
 	id := con.ClientID
 	if id == "" { // [MQTT-3.1.3-6, MQTT-3.1.3-7]
@@ -150,6 +151,8 @@ func (c *conn) agree(p *wire.Connect, ack *wire.Connack) {
 		s := uint16(limit / time.Second)
 		ack.ServerKeepAlive = &s // [MQTT-3.2.2-21]
 	}
+	c.alias.max = min(int(p.TopicAliasMaximum), aliasesOut)
+	c.maximumPacketSize = int(p.MaximumPacketSize)
 	c.setIdle(keepAlive * 3 / 2) // [MQTT-3.1.2-22]
 }
 
@@ -178,6 +181,17 @@ func (c *conn) open(p *wire.Connect, ack *wire.Connack, claimed *store.Claimed) 
 		cl.input(func(s *session.Session) { s.Close(kicked) })
 		return errRefused
 	}
+	packet := wire.AppendConnack(nil, c.version, ack)
+	if c.maximumPacketSize > 0 && len(packet) > c.maximumPacketSize {
+		// [MQTT-3.1.2-24] The least that can be said; if that is too much, nothing
+		// can be sent to this client at all.
+		packet = wire.AppendConnack(nil, c.version, &wire.Connack{SessionPresent: ack.SessionPresent})
+		if len(packet) > c.maximumPacketSize {
+			c.setReason("packet_too_large")
+			cl.input(func(s *session.Session) { s.Close(session.ReasonDetached) })
+			return errRefused
+		}
+	}
 	b.m.connects(c.listener, wire.Success)
 	if claimed.Present {
 		b.m.sessionEvent("resumed")
@@ -187,7 +201,7 @@ func (c *conn) open(p *wire.Connect, ack *wire.Connack, claimed *store.Claimed) 
 	b.o.Log.Info("connection opened", zap.String("client", cl.id), zap.String("remote", remote(c.nc)),
 		zap.Stringer("protocol", c.version), zap.Bool("present", claimed.Present), zap.Uint64("epoch", claimed.Epoch))
 	cl.input(func(s *session.Session) {
-		c.out.put(func(b []byte) []byte { return wire.AppendConnack(b, c.version, ack) })
+		c.out.put(func(b []byte) []byte { return append(b, packet...) })
 		s.Start()
 	})
 	return nil

@@ -13,9 +13,8 @@ import (
 // onPublish takes a message from the client [MQTT-3.3.4-1].
 func (c *conn) onPublish(p *wire.Publish) error {
 	b := c.b
-	if p.Topic == "" || p.TopicAlias != 0 {
-		// No alias was allowed: Topic Alias Maximum is 0 [MQTT-3.3.2-9].
-		return &wire.Error{Code: wire.TopicAliasInvalid, Err: errors.New("topic alias above the maximum of 0")}
+	if err := c.alias.resolve(p); err != nil {
+		return err
 	}
 	code := c.judge(p)
 	if code == wire.TopicNameInvalid && (p.QoS == 0 || c.version != wire.V5) {
@@ -122,6 +121,15 @@ func (c *conn) onSubscribe(p *wire.Subscribe) error {
 		return &wire.Error{Code: wire.QuotaExceeded, Err: errors.New("too many filters in one SUBSCRIBE")}
 	}
 	c.release()
+	if c.version != wire.V5 {
+		// [MQTT-4.7.1-2, MQTT-4.7.1-3] of 3.1.1: a protocol violation, and no
+		// reason code tells it. MQTT 5 answers filter by filter.
+		for _, f := range p.Filters {
+			if schema.ValidFilter(f.Topic) != nil {
+				return &wire.Error{Code: wire.TopicFilterInvalid, Err: errors.New("invalid topic filter")}
+			}
+		}
+	}
 	codes := make([]session.Code, len(p.Filters))
 	subs := make([]schema.Subscription, 0, len(p.Filters))
 	c.cl.input(func(s *session.Session) {

@@ -66,6 +66,7 @@ func (cl *client) sendPublish(a *session.Action) {
 	if p.HasExpiry {
 		p.MessageExpiry = remaining(m, now)
 	}
+	c.alias.shorten(&p)
 	full := c.out.put(func(b []byte) []byte { return wire.AppendPublish(b, c.version, &p) })
 	if full {
 		cl.s.Block(true)
