@@ -52,6 +52,7 @@ type Broker struct {
 	tasks       tasks
 	connections atomic.Int64
 	stored      atomic.Int64 // sessions in the store, as last counted
+	subscribed  atomic.Int64 // subscriptions in the store, as last counted
 	ready       chan struct{}
 	troubleMu   sync.Mutex
 	troubleAt   map[string]time.Time
@@ -102,6 +103,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	b.runLanes(workers, &work)
 	work.Go(func() error { b.keeper.run(workers); return nil })
 	work.Go(func() error { b.tick(workers); return nil })
+	work.Go(func() error { b.runSys(workers); return nil })
 	work.Go(func() error { return b.watch(workers) })
 	work.Go(func() error {
 		b.projection.run(workers, b.life, b.hub.H, func(err error) { b.storeTrouble("retained", "", err) })

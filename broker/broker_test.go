@@ -162,3 +162,23 @@ func TestWill(t *testing.T) {
 		})
 	}
 }
+
+// TestSys: the broker's state under $SYS, retained, and not matched by #
+// [MQTT-4.7.2-1].
+func TestSys(t *testing.T) {
+	t.Parallel()
+	h := memoryHouse(t, Options{})
+	all := h.clean(wire.V5, "all")
+	all.subscribe("#", 1)
+	sub := h.clean(wire.V5, "sub")
+	sub.subscribe("$SYS/broker/version", 1)
+	if m := sub.receive("rewindmq unknown"); !m.Retain || m.QoS != 0 {
+		t.Errorf("got %+v", m)
+	}
+	all.ping()
+	pub := h.clean(wire.V5, "pub")
+	pub.send("$SYS/broker/version", "mine", 1, 1)
+	if a := expect[*wire.Ack](pub); a.Code != wire.TopicNameInvalid {
+		t.Errorf("PUBACK %v, want topic_name_invalid", a.Code)
+	}
+}

@@ -59,7 +59,8 @@ func (c *conn) connect() error {
 		return c.refuse(con.Version, wire.ServerUnavailable)
 	}
 	c.agree(con, connack)
-	connack.SessionPresent = claimed.Present // [MQTT-3.2.2-2, MQTT-3.2.2-3]
+	// [MQTT-3.2.2-2, MQTT-3.2.2-3] MQTT 3.1 has no such flag.
+	connack.SessionPresent = claimed.Present && con.Version != wire.V31
 	return c.open(con, connack, claimed)
 }
 

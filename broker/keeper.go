@@ -69,6 +69,7 @@ func (k *keeper) round(ctx context.Context) error {
 		return fmt.Errorf("count sessions: %w", err)
 	}
 	k.b.stored.Store(int64(counts.Sessions))
+	k.b.subscribed.Store(int64(counts.Subscriptions))
 	k.b.m.counts(counts, k.b.roster.len())
 	return nil
 }

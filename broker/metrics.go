@@ -40,6 +40,8 @@ type Metrics struct {
 	inflight            *prometheus.GaugeVec
 	violations          *prometheus.CounterVec
 	protocolErrors      *prometheus.CounterVec
+
+	totals sysTotals
 }
 
 // vectors of metrics that are only needed while they are made.
@@ -190,6 +192,8 @@ func (m *Metrics) counts(c store.Counts, connected int) {
 }
 
 func (m *Metrics) received(qos uint8, size int) {
+	m.totals.received.Add(1)
+	m.totals.bytesReceived.Add(int64(size))
 	m.publishReceived[qos].Inc()
 	m.publishBytes[qos].Add(float64(size))
 }
@@ -232,6 +236,8 @@ func (m *Metrics) answered(a *session.Action, now time.Time) {
 }
 
 func (m *Metrics) sent(a *session.Action, now time.Time) {
+	m.totals.sent.Add(1)
+	m.totals.bytesSent.Add(int64(len(a.Message.Payload)))
 	path := 1
 	age := now.Sub(a.Message.Created).Seconds()
 	if a.Live {
@@ -252,6 +258,7 @@ func (m *Metrics) settled(qos uint8, at, now time.Time) {
 }
 
 func (m *Metrics) dropped(qos uint8, why session.Drop) {
+	m.totals.dropped.Add(1)
 	m.deliveryDropped.WithLabelValues(qosLabels()[qos], string(why)).Inc()
 	if why == session.DropTrimmed {
 		m.trimmed(1)

@@ -14,6 +14,8 @@ import (
 type Options struct {
 	// Node names the broker in messages and records. REQUIRED.
 	Node string
+	// Version of the build, for $SYS/broker/version (unknown).
+	Version string
 	// MaximumPacketSize that is accepted, in bytes (1 MiB; at most 8 MiB).
 	MaximumPacketSize int
 	// Window is the number of deliveries that may be unacknowledged for one
@@ -72,6 +74,7 @@ func defaultTo[T comparable](v *T, d T) {
 
 // complete fills in the defaults and judges the rest.
 func (o *Options) complete() error {
+	defaultTo(&o.Version, "unknown")
 	defaultTo(&o.MaximumPacketSize, 1<<20)
 	defaultTo(&o.Window, 1000)
 	defaultTo(&o.ReceiveMaximum, 1000)

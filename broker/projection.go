@@ -96,11 +96,21 @@ func (p *projection) put(m *schema.Message, dirty bool) {
 
 // account keeps the totals. REQUIRES: mu.
 func (p *projection) account(m *schema.Message, sign int) {
+	if m.Topic[0] == '$' {
+		return // the broker's own
+	}
 	p.bytes += int64(sign * m.Size())
 	if len(m.Payload) > 0 {
 		p.count += sign
 	}
 	p.m.retained(p.count, p.bytes)
+}
+
+// totals gives the number of retained messages and their memory.
+func (p *projection) totals() (messages int, bytes int64) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.count, p.bytes
 }
 
 // admits tells whether a retained message of size bytes may be published.

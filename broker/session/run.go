@@ -12,14 +12,16 @@ import (
 // A run goes through the present projection in topic order. It starts when the
 // hub has passed its place: so what was retained before SUBSCRIBE is in the
 // projection. It leaves out a topic whose message is after its place: the log
-// brings that (R3).
+// brings that (R3). One that another connection left waits, besides, until the hub
+// has passed what that connection had taken: it may have been far ahead of this
+// hub, whose projection would bring what is older.
 func (s *Session) stepRun() bool {
 	if len(s.again) > 0 {
 		return false
 	}
 	for _, sub := range s.runs {
 		run := sub.Run
-		if !sub.stored || s.on(ruleRunWaits) && !s.o.H().Covers(run.Place) {
+		if !sub.stored || s.on(ruleRunWaits) && !(s.o.H().Covers(run.Place) && s.o.H().Covers(s.came)) {
 			continue
 		}
 		m, at, end := s.o.Retained.Next(sub.Filter, run.Next)

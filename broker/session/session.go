@@ -63,6 +63,7 @@ type Session struct {
 	// The place in the log. Invariant: taken covers after.
 	taken, after schema.Cursor
 	begin        schema.Cursor // H when the connection began: QoS 0 is not replayed from before
+	came         schema.Cursor // taken when it began, if there were runs: see stepRun
 	line         []step        // what after still has to follow, in order
 	seq, rseq    uint64        // last delivery number given; last one committed
 
@@ -164,6 +165,14 @@ func (s *Session) Actions() []Action {
 func (s *Session) Start() {
 	if len(s.subs) > 0 {
 		s.do(Action{Do: DoFilters, Filters: s.Filters()})
+	}
+	if len(s.runs) > 0 {
+		s.came = s.taken.Clone()
+	}
+	for _, sub := range s.runs {
+		place := sub.Run.Place.Clone()
+		place.Merge(s.came)
+		s.do(Action{Do: DoWaitFor, Place: place})
 	}
 	s.do(Action{Do: DoReplay})
 	s.Pump()

@@ -52,6 +52,26 @@ func (r *match) add(s *Session, sub *subscription, m *schema.Message) {
 	}
 }
 
+// Tell delivers a message that is not in the log, at QoS 0, to a session that is
+// subscribed to it now.
+func (s *Session) Tell(m *schema.Message) {
+	if s.closing || len(s.subs) == 0 {
+		return
+	}
+	r := match{}
+	for _, f := range s.Filters() {
+		if f[0] == m.Topic[0] && schema.Match(f, m.Topic) {
+			r.ok, r.rap = true, r.rap || s.subs[f].RetainAsPublished
+			if id := s.subs[f].Identifier; id != 0 {
+				r.ids = append(r.ids, id)
+			}
+		}
+	}
+	if r.ok && !s.tooLarge(m, r) {
+		s.do(Action{Do: SendPublish, Message: m, Retain: m.Retain && r.rap, Identifiers: r.ids, Live: true})
+	}
+}
+
 // room tells whether a delivery that needs a packet id can go on its way.
 func (s *Session) room() bool {
 	return len(s.again) == 0 && !s.blocked && s.win.room() && (!s.o.Clean || s.recording.len() < s.o.Queue)

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,6 +23,7 @@ import (
 
 	"rewindmq/broker"
 	"rewindmq/cmd/internal/config"
+	"rewindmq/cmd/internal/exit"
 	"rewindmq/fanout"
 	"rewindmq/replay"
 	"rewindmq/store"
@@ -29,9 +31,15 @@ import (
 	"rewindmq/wire"
 )
 
+// gcPercent is what the heap may grow by between two collections. Most of a
+// broker's heap is idle sessions, which stay: at Go's 100 each would cost its
+// size twice. GOGC overrides it.
+const gcPercent = 50
+
 // Node is one broker, opened and not yet running.
 type Node struct {
 	name      string
+	where     string
 	store     store.Store
 	log       *embedded.Log // nil when the store is not embedded
 	broker    *broker.Broker
@@ -52,14 +60,14 @@ func Open(c *config.Config, reg prometheus.Registerer, log *zap.Logger) (*Node, 
 		return nil, err
 	}
 	if err := n.openBroker(c, reg, log); err != nil {
-		return nil, errors.Join(err, n.close())
+		return nil, errors.Join(err, n.Close())
 	}
 	for _, addr := range c.Listen {
 		l, err := wire.Listen(addr, wire.ListenOptions{AcceptFailed: func(err error) {
 			log.Warn("accept", zap.String("listener", addr), zap.Error(err))
 		}})
 		if err != nil {
-			return nil, errors.Join(err, n.close())
+			return nil, errors.Join(err, n.Close())
 		}
 		n.listeners = append(n.listeners, l)
 	}
@@ -83,6 +91,7 @@ func (n *Node) openStore(c *config.Config, reg prometheus.Registerer, log *zap.L
 		return err
 	}
 	n.store = n.log
+	n.where = "embedded log in " + c.Store.Data
 	return nil
 }
 
@@ -120,8 +129,22 @@ func keepAlive(d time.Duration) time.Duration {
 	return d
 }
 
-// close lets go of what Open has taken.
-func (n *Node) close() error {
+// ExitCode says how the process ends when a node cannot be opened.
+func ExitCode(err error) exit.Code {
+	switch {
+	case errors.Is(err, store.ErrCorrupt):
+		return exit.Store
+	case errors.Is(err, store.ErrFormat):
+		return exit.Config
+	}
+	return exit.Failed
+}
+
+// StoreText says in one line where the messages are.
+func (n *Node) StoreText() string { return n.where }
+
+// Close lets go of what Open has taken, when Run is never called.
+func (n *Node) Close() error {
 	var err error
 	for _, l := range n.listeners {
 		err = errors.Join(err, l.Close())
@@ -167,6 +190,9 @@ func (n *Node) Run(ctx context.Context) error {
 	defer stopStore()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 
 	stored := make(chan error, 1)
 	go func() {
