@@ -151,6 +151,9 @@ func (m *Metrics) zero() {
 	for _, d := range []string{"in", "out"} {
 		m.inflight.WithLabelValues(d)
 	}
+	for _, c := range []wire.ReasonCode{wire.MalformedPacket, wire.ProtocolError, wire.PacketTooLarge, wire.TopicAliasInvalid, wire.TopicNameInvalid} {
+		m.protocolErrors.WithLabelValues(c.String())
+	}
 	m.subscribed.WithLabelValues("plain")
 	m.suppressed.WithLabelValues("publish")
 	m.suppressed.WithLabelValues("deliver")
@@ -160,6 +163,14 @@ func (m *Metrics) zero() {
 		session.ReasonNormal, session.ReasonWithWill, session.ReasonShutdown, session.ReasonExpired, session.ReasonProtocol, "closed", "network",
 	} {
 		m.disconnectsTotal.WithLabelValues(string(r))
+	}
+}
+
+// Listener makes the label values of a listener, before its first connection.
+func (m *Metrics) Listener(name string) {
+	m.connectsTotal.WithLabelValues(name, wire.Success.String())
+	for _, v := range []wire.Version{wire.V31, wire.V311, wire.V5} {
+		m.connections.WithLabelValues(name, v.String())
 	}
 }
 

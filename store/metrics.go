@@ -61,6 +61,12 @@ func NewMetrics(reg prometheus.Registerer, backend string) (*Metrics, error) {
 		}),
 		operation: op, errors: errs, backend: backend,
 	}
+	for _, name := range []string{"append", "claim", "write", "record", "read", "retained"} {
+		op.WithLabelValues(backend, name)
+		for _, kind := range []string{"timeout", "not_primary", "network", "duplicate_key", "write_concern", "no_space", "corrupt", "other"} {
+			errs.WithLabelValues(backend, name, kind)
+		}
+	}
 	for _, c := range []prometheus.Collector{batch, app, op, errs, m.QueueMessages, m.Up, m.HeadSequence, m.OldestTimestamp} {
 		if err := reg.Register(c); err != nil {
 			return nil, err

@@ -69,9 +69,9 @@ type Session struct {
 
 	win       window
 	recording fifo[*entry] // records under way, in order
-	again     []*entry // the flight of former connections, to be sent again
-	looking   int      // entries of again whose messages are being looked up
-	unacked   int      // entries of the flight that were sent on this connection
+	again     []*entry     // the flight of former connections, to be sent again
+	looking   int          // entries of again whose messages are being looked up
+	unacked   int          // entries of the flight that were sent on this connection
 
 	mode    mode
 	queue   []*schema.Message
@@ -88,7 +88,7 @@ type Session struct {
 	ingest    []incoming     // read, and waiting for an inbound entry
 	appends   fifo[incoming] // in the store, in order
 	writes    fifo[written]  // session writes under way, in order
-	used      int         // of the client's quota (ReceiveMaximum)
+	used      int            // of the client's quota (ReceiveMaximum)
 	runsDirty bool
 
 	dirty     bool // deliveries or acks since the last save

@@ -56,16 +56,17 @@ type device struct {
 	held     map[uint16]uint64 // seq that holds a packet id here
 	todo     []todo
 	out      []outgoing
+	order    []todo // acknowledgements that this connection owes, in order
 	k        int
 	subs     int
-	requests map[uint16]request2
+	requests map[uint16][]request2
 	lastReq  map[string]int
 }
 
 func newDevice(w *world, client, name string) *device {
 	return &device{
 		w: w, client: client, name: name, solo: true, mayEnd: true, v5: w.chance(0.6), atOnce: w.chance(0.5),
-		cleanUser: w.chance(2*w.x.clean), recv: map[uint16]*incomingQoS2{}, held: map[uint16]uint64{}, lastReq: map[string]int{},
+		cleanUser: w.chance(2 * w.x.clean), recv: map[uint16]*incomingQoS2{}, held: map[uint16]uint64{}, lastReq: map[string]int{},
 	}
 }
 
@@ -114,9 +115,12 @@ func (d *device) connect() bool {
 	w := d.w
 	var to []*node
 	for _, n := range w.nodes {
-		if n.alive && (w.faults || !n.paused) {
+		if n.alive && !n.draining && (w.faults || !n.paused) {
 			to = append(to, n)
 		}
+	}
+	if len(to) == 0 {
+		return false
 	}
 	n := to[w.rng.IntN(len(to))]
 	cfg := connect{receiveMaximum: pick(w, w.x.receiveMaximum...), small: w.chance(w.x.small), expiry: schema.NoExpiry, v5: d.v5}
@@ -150,7 +154,7 @@ func (d *device) connect() bool {
 
 func (d *device) drop() {
 	c := d.c
-	d.c, d.up, d.todo = nil, false, nil
+	d.c, d.up, d.todo, d.order = nil, false, nil, nil
 	c.cutAt, c.eof = d.w.tick, true
 }
 
@@ -203,12 +207,36 @@ func (d *device) publish() bool {
 func (d *device) send(p *pub, id uint16, dup bool) {
 	p.sent++
 	d.c.toServer = append(d.c.toServer, packet{kind: pktPublish, m: &schema.Message{Properties: &p.Properties}, id: id, dup: dup})
+	switch p.qos {
+	case 1:
+		d.order = append(d.order, todo{Puback, id})
+	case 2:
+		d.order = append(d.order, todo{Pubrec, id})
+	}
 }
 
+// subscribe asks for one filter or two.
 func (d *device) subscribe() bool {
+	w := d.w
+	d.subs++
+	p := packet{kind: pktSubscribe, id: uint16(d.subs)}
+	for range pick(w, 1, 1, 1, 2) {
+		r := d.want()
+		if slices.ContainsFunc(p.subs, func(s schema.Subscription) bool { return s.Filter == r.filter }) {
+			continue
+		}
+		d.requests[p.id] = append(d.requests[p.id], r)
+		p.subs = append(p.subs, schema.Subscription{Filter: r.filter, QoS: r.qos, RetainHandling: r.rh})
+		w.trace("%s: SUBSCRIBE %s qos %d handling %d", d.name, r.filter, r.qos, r.rh)
+	}
+	d.c.toServer = append(d.c.toServer, p)
+	return true
+}
+
+// want notes what one filter of a SUBSCRIBE demands.
+func (d *device) want() request2 {
 	w, l := d.w, d.l
 	f, qos := pick(w, w.x.filters...), pick[uint8](w, 0, 1, 1, 2, 2)
-	d.subs++
 	if c := l.cover[f]; len(c) > 0 && c[len(c)-1].to < 0 {
 		c[len(c)-1].to = int64(w.ts) // until the answer: no demand
 	}
@@ -226,10 +254,8 @@ func (d *device) subscribe() bool {
 	}
 	l.subscribed = append(l.subscribed, f)
 	delete(l.expect, f)
-	d.requests[uint16(d.subs)], d.lastReq[f] = r, d.subs
-	w.trace("%s: SUBSCRIBE %s qos %d handling %d", d.name, f, qos, r.rh)
-	d.c.toServer = append(d.c.toServer, packet{kind: pktSubscribe, filter: f, qos: qos, rh: r.rh, id: uint16(d.subs)})
-	return true
+	d.lastReq[f] = r.no
+	return r
 }
 
 func (d *device) unsubscribe() bool {
@@ -237,9 +263,9 @@ func (d *device) unsubscribe() bool {
 	d.subs++
 	delete(d.l.cover, f)
 	delete(d.l.expect, f)
-	d.requests[uint16(d.subs)], d.lastReq[f] = request2{filter: f, no: d.subs}, d.subs
+	d.requests[uint16(d.subs)], d.lastReq[f] = []request2{{filter: f, no: d.subs}}, d.subs
 	d.w.trace("%s: UNSUBSCRIBE %s", d.name, f)
-	d.c.toServer = append(d.c.toServer, packet{kind: pktUnsubscribe, filter: f, id: uint16(d.subs)})
+	d.c.toServer = append(d.c.toServer, packet{kind: pktUnsubscribe, filters: []string{f}, id: uint16(d.subs)})
 	return true
 }
 
@@ -258,6 +284,9 @@ func (d *device) ack() bool {
 	case Pubrec:
 		if in := d.recv[t.id]; in != nil {
 			in.received = true
+		}
+		if !slices.Contains(d.order, todo{Pubrel, t.id}) {
+			d.order = append(d.order, todo{Pubrel, t.id})
 		}
 	}
 	d.w.trace("%s: acknowledges %s %d", d.name, ackName(t.kind), t.id)
@@ -294,7 +323,7 @@ func (d *device) onConnack(p *packet) {
 	w := d.w
 	w.trace("%s: CONNACK present %v sid %d", d.name, p.present, p.sid)
 	known := d.sid
-	d.up, d.sid, d.l, d.requests = true, p.sid, w.ledger(d.client, p.sid), map[uint16]request2{}
+	d.up, d.sid, d.l, d.requests = true, p.sid, w.ledger(d.client, p.sid), map[uint16][]request2{}
 	if !p.present && d.solo {
 		must(d.mayEnd, "the session of %s is gone, and nothing had ended it", d.name)
 	}
@@ -321,6 +350,9 @@ func (d *device) onAck(p *packet) {
 		return
 	}
 	w.trace("%s: got %s %d code %#x", d.name, ackName(p.ack), p.id, p.code)
+	if p.ack != Pubcomp {
+		d.inOrder(p.ack, p.id)
+	}
 	i := slices.IndexFunc(d.out, func(o outgoing) bool { return o.id == p.id })
 	switch {
 	case p.ack == Pubcomp || p.ack == Puback:
@@ -344,6 +376,20 @@ func (d *device) onAck(p *packet) {
 		d.out[i].released = true
 		d.c.toServer = append(d.c.toServer, packet{kind: pktAck, ack: Pubrel, id: p.id})
 	}
+}
+
+// inOrder: PUBACKs come in the order of the PUBLISHes, PUBRECs too, and PUBRELs
+// in the order of the PUBRECs [MQTT-4.6.0-2, MQTT-4.6.0-3, MQTT-4.6.0-4].
+func (d *device) inOrder(kind AckKind, id uint16) {
+	i := slices.IndexFunc(d.order, func(t todo) bool { return t.kind == kind })
+	if i < 0 || !d.solo {
+		return
+	}
+	if kind == Pubrel && !slices.Contains(d.order, todo{kind, id}) {
+		return // of a former connection
+	}
+	must(d.order[i].id == id, "%s %d before that of %d", ackName(kind), id, d.order[i].id)
+	d.order = slices.Delete(d.order, i, i+1)
 }
 
 // refused: a reason code >= 0x80 says that it certainly is not stored.
@@ -423,6 +469,7 @@ func (d *device) deliver(m *schema.Message, qos uint8, run bool) {
 
 func (d *device) onPubrel(p *packet) {
 	d.w.trace("%s: got PUBREL %d", d.name, p.id)
+	d.inOrder(Pubrel, p.id)
 	if in := d.recv[p.id]; in != nil {
 		delete(d.recv, p.id)
 		if d.solo {
@@ -438,22 +485,25 @@ func (d *device) onPubrel(p *packet) {
 }
 
 func (d *device) onSuback(p *packet) {
-	r, ok := d.requests[p.id]
-	must(ok && len(p.codes) == 1 && p.codes[0] == Code(r.qos), "SUBACK %d %v", p.id, p.codes)
-	d.w.trace("%s: SUBACK %s qos %d", d.name, r.filter, r.qos)
-	if d.lastReq[r.filter] != r.no {
-		return // another SUBSCRIBE or UNSUBSCRIBE is under way
-	}
-	l := d.l
-	l.cover[r.filter] = append(l.cover[r.filter], span{qos: r.qos, from: d.w.ts, to: -1})
-	if r.rh == 0 || r.rh == 1 && r.fresh {
-		l.expect[r.filter] = r
+	requests := d.requests[p.id]
+	must(len(requests) > 0 && len(p.codes) == len(requests), "SUBACK %d %v", p.id, p.codes)
+	for i, r := range requests {
+		must(p.codes[i] == Code(r.qos), "SUBACK %d %v", p.id, p.codes)
+		d.w.trace("%s: SUBACK %s qos %d", d.name, r.filter, r.qos)
+		if d.lastReq[r.filter] != r.no {
+			continue // another SUBSCRIBE or UNSUBSCRIBE is under way
+		}
+		l := d.l
+		l.cover[r.filter] = append(l.cover[r.filter], span{qos: r.qos, from: d.w.ts, to: -1})
+		if r.rh == 0 || r.rh == 1 && r.fresh {
+			l.expect[r.filter] = r
+		}
 	}
 }
 
 func (d *device) onUnsuback(p *packet) {
-	r, ok := d.requests[p.id]
-	must(ok, "UNSUBACK %d", p.id)
+	must(len(d.requests[p.id]) == 1, "UNSUBACK %d", p.id)
+	r := d.requests[p.id][0]
 	d.w.trace("%s: UNSUBACK %s", d.name, r.filter)
 	if s := d.l.spans[r.filter]; d.lastReq[r.filter] == r.no && len(s) > 0 && s[len(s)-1].to < 0 {
 		s[len(s)-1].to = int64(d.w.ts)

@@ -16,6 +16,7 @@ type node struct {
 	id            storetest.Node
 	name          string
 	alive, paused bool
+	draining      bool
 	asleep        int
 	mustLook      bool
 	skew          time.Duration // of its clock
@@ -122,6 +123,9 @@ func (n *node) actions(w *world) {
 	for _, o := range n.owned {
 		o.actions(w)
 	}
+	if n.draining && len(n.owned) == 0 && len(n.claims) == 0 {
+		w.can("stop", n.stop)
+	}
 	if n.keep && (!w.faults || w.chance(w.x.keep)) {
 		w.can("keeper", n.keeper)
 	}
@@ -218,6 +222,31 @@ func (n *node) wake() {
 		n.takeOut(func(*owned) bool { return true })
 	}
 	w.m.Beat(n.id)
+}
+
+// drain ends a node in order: its sessions are let go, then its lanes are retired.
+func (n *node) drain() {
+	n.w.trace("%s: drains", n.name)
+	n.draining = true
+	for _, o := range slices.Clone(n.owned) {
+		o.input(func(s *Session) { s.Close(ReasonShutdown) })
+	}
+	n.w.ensureNode()
+}
+
+func (n *node) stop() bool {
+	for i := range n.lanes {
+		if n.lanes[i].cur != nil || len(n.lanes[i].queue) > 0 || n.writers[i].cur != nil || len(n.writers[i].queue) > 0 {
+			return false
+		}
+	}
+	n.w.trace("%s: stops", n.name)
+	for _, l := range n.lanes {
+		n.w.m.RetireLane(l.lane)
+	}
+	n.die()
+	n.w.m.Kill(n.id)
+	return true
 }
 
 // ---- the keeper: any node may play it, two only waste
@@ -388,7 +417,7 @@ func (g *claiming) step() bool {
 			do: func(bool) any {
 				was, _, _ := w.m.Owner(g.client)
 				a := step.Do(w.m)
-				if now, _, ok := w.m.Owner(g.client); step.Name == "raise" && ok && now.Epoch != was.Epoch && g.c != nil {
+				if now, _, ok := w.m.Owner(g.client); step.Name == "raise" && ok && now.Epoch != was.Epoch {
 					w.claims = append(w.claims, claimNote{client: g.client, tick: w.tick, fresh: now.SID != was.SID, c: g.c})
 				}
 				return a
@@ -439,6 +468,10 @@ func (g *claiming) over() {
 	o := newOwned(n, g.c, &a)
 	if g.c.eof && w.chance(0.5) {
 		o.input(func(s *Session) { s.Close(ReasonDetached) })
+		return
+	}
+	if n.draining {
+		o.input(func(s *Session) { s.Close(ReasonShutdown) })
 		return
 	}
 	g.c.o = o

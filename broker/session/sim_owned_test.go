@@ -36,8 +36,8 @@ type packet struct {
 	ack      AckKind
 	code     Code
 	about    schema.ID // PUBREL: of which message
-	filter   string
-	rh       uint8
+	subs     []schema.Subscription
+	filters  []string
 	codes    []Code
 	present  bool
 	sid      uint64
@@ -86,6 +86,8 @@ func (c *conn) close() {
 // serve reads from the connection.
 func (c *conn) serve(w *world) {
 	switch {
+	case !c.closed && !c.claiming && c.o == nil && !c.eof && c.n.draining:
+		w.can("refuse", func() bool { c.close(); return true })
 	case !c.closed && !c.claiming && c.o == nil && !c.eof:
 		w.can("connect", func() bool {
 			c.claiming = true
@@ -135,9 +137,13 @@ func (c *conn) read() {
 				s.OnAck(p.ack, p.id, p.code)
 			}
 		case pktSubscribe:
-			s.OnSubscribe(p.id, []schema.Subscription{{Filter: p.filter, QoS: p.qos, RetainHandling: p.rh}}, []Code{Code(p.qos)})
+			codes := make([]Code, len(p.subs))
+			for i := range p.subs {
+				codes[i] = Code(p.subs[i].QoS)
+			}
+			s.OnSubscribe(p.id, slices.Clone(p.subs), codes)
 		case pktUnsubscribe:
-			s.OnUnsubscribe(p.id, []string{p.filter})
+			s.OnUnsubscribe(p.id, p.filters)
 		case pktDisconnect:
 			c.toServer, c.normal = nil, true
 			s.SetRelease(true, uint32(max(p.expiry, 0)), p.expiry >= 0)
@@ -350,8 +356,16 @@ func (o *owned) carryLater() {
 		o.filters = slices.DeleteFunc(o.filters, func(f string) bool { return slices.Contains(a.Filters, f) })
 	case DoHead:
 		o.headRead = false
+		if o.n.w.storeFails() {
+			o.input(func(s *Session) { s.OnHead(schema.Cursor{}, errDoubt) })
+			return
+		}
 		o.input(func(s *Session) { s.OnHead(o.head, nil) })
 	case DoLookup:
+		if o.n.w.storeFails() {
+			o.input(func(s *Session) { s.Close(ReasonStore) })
+			return
+		}
 		msgs := make([]*schema.Message, len(a.Refs))
 		for i, r := range a.Refs {
 			msgs[i] = o.n.w.m.Message(r.ID)

@@ -46,7 +46,7 @@ func newWeather(w *world) weather {
 	x := weather{
 		steps: pick(w, 150, 300, 450, 600),
 		time:  rate(w, 0.02, 0.08, 0.2), chaos: rate(w, 0.002, 0.008, 0.03),
-		crash: rate(w, 0, 0.25, 1), pause: rate(w, 0, 0.35, 1), wake: rate(w, 0.1, 0.3, 0.6), jump: rate(w, 0, 0.1, 0.2), skew: rate(w, 0, 0.02, 0.05),
+		crash: rate(w, 0, 0.25, 1), pause: rate(w, 0, 0.35, 1), wake: rate(w, 0.1, 0.3, 0.6), jump: rate(w, 0, 0.1, 0.2), skew: rate(w, 0, 0.06, 0.2),
 		answerLost: rate(w, 0, 0.07, 0.2), cutShort: rate(w, 0, 0.04, 0.15), neverLands: rate(w, 0, 0.04, 0.15),
 		again: rate(w, 0, 0.03, 0.15), giveUp: rate(w, 0, 0.05, 0.4), crawl: rate(w, 0.01, 0.02, 0.1),
 		save: rate(w, 0.03, 0.2, 0.6), merge: rate(w, 0.05, 0.2, 0.5), block: rate(w, 0, 0.01, 0.05), keep: rate(w, 0.02, 0.1, 0.5),

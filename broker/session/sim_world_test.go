@@ -370,7 +370,16 @@ func (w *world) chaos() {
 			n.wake()
 		}
 	case x < c+w.x.pause+w.x.wake+w.x.skew:
-		n.skew = time.Duration(w.rng.IntN(21)-10) * time.Second
+		switch w.rng.IntN(3) {
+		case 0:
+			n.skew = time.Duration(w.rng.IntN(21)-10) * time.Second
+		case 1:
+			w.forget()
+		case 2:
+			if !n.paused && !n.draining {
+				n.drain()
+			}
+		}
 	default:
 		for range pick(w, 1, 3, simLease+1) {
 			w.advance()
@@ -383,16 +392,33 @@ func (w *world) chaos() {
 func (w *world) crash(n *node) {
 	w.trace("%s: CRASH", n.name)
 	n.die()
+	w.ensureNode()
+}
+
+func (w *world) ensureNode() {
 	up := 0
 	for _, n := range w.nodes {
-		if n.alive {
+		if n.alive && !n.draining {
 			up++
 		}
 	}
-	if up == 0 || up < 3 && w.chance(0.7) {
+	if up == 0 || w.faults && up < 3 && w.chance(0.7) {
 		w.startNode()
 	}
 }
+
+// forget is the retention of records: what is in flight is in the cursor (S8).
+func (w *world) forget() {
+	id := pick(w, w.clients...)
+	o, _, _ := w.m.Owner(id)
+	if c, ok := w.m.Cursor(id, o.SID); ok {
+		w.trace("records of %s up to seq %d are forgotten", id, c.Seq)
+		w.m.ForgetRecords(id, o.SID, c.Seq)
+	}
+}
+
+// storeFails tells whether a read of the store fails.
+func (w *world) storeFails() bool { return w.faults && w.chance(w.x.neverLands/4) }
 
 func (w *world) startNode() {
 	n := newNode(w)

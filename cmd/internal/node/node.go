@@ -43,6 +43,7 @@ type Node struct {
 	store     store.Store
 	log       *embedded.Log // nil when the store is not embedded
 	broker    *broker.Broker
+	metrics   *broker.Metrics
 	listeners []*wire.Listener
 }
 
@@ -70,6 +71,7 @@ func Open(c *config.Config, reg prometheus.Registerer, log *zap.Logger) (*Node, 
 			return nil, errors.Join(err, n.Close())
 		}
 		n.listeners = append(n.listeners, l)
+		n.metrics.Listener(l.String())
 	}
 	return n, nil
 }
@@ -100,6 +102,7 @@ func (n *Node) openBroker(c *config.Config, reg prometheus.Registerer, log *zap.
 	if err != nil {
 		return fmt.Errorf("register the broker's metrics: %w", err)
 	}
+	n.metrics = metrics
 	replays, err := replay.NewMetrics(reg)
 	if err != nil {
 		return fmt.Errorf("register the metrics of replays: %w", err)
