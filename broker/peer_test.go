@@ -24,6 +24,8 @@ type house struct {
 	mem  *storetest.Memory
 	addr string
 	stop func()
+	// abandon ends the broker of a store that was killed under it.
+	abandon func()
 }
 
 // openHouse starts a broker on the store; it ends with the test, or with stop.
@@ -74,6 +76,14 @@ func openHouse(t *testing.T, s store.Store, o Options) *house {
 				t.Error("the broker does not end")
 				return
 			}
+		}
+	}
+	h.abandon = func() {
+		stopped = true
+		cancel()
+		stopStore()
+		for range 3 {
+			<-done
 		}
 	}
 	t.Cleanup(h.stop)

@@ -162,7 +162,8 @@ func (s *Session) OnAppended(a store.Appended) {
 	case a.Outcome == store.InDoubt:
 		// No answer in doubt (L9): the client sends it again elsewhere.
 		s.Close(ReasonInDoubt)
-	case !s.o.CanRefuse:
+	case !s.o.CanRefuse || !errors.Is(a.Err, store.ErrTooLarge) && !errors.Is(a.Err, store.ErrNoSpace):
+		// Not because of the message: nothing more of this publisher is taken.
 		s.Close(ReasonRefused)
 	default:
 		s.acknowledge(&p, codeOf(a.Err))

@@ -99,6 +99,9 @@ func (s *Session) Tick(h schema.Cursor) {
 // Dirty tells whether deliveries, acknowledgements or runs are not saved.
 func (s *Session) Dirty() bool { return s.dirty || s.runsDirty }
 
+// Saved tells whether the stored cursor speaks for everything.
+func (s *Session) Saved() bool { return !s.Dirty() && !s.saving }
+
 // Save stores the cursor now, for tests and tools.
 func (s *Session) Save() {
 	if !s.closing && !s.o.Clean && !s.saving {

@@ -205,7 +205,10 @@ func (d *device) publish() bool {
 }
 
 func (d *device) send(p *pub, id uint16, dup bool) {
-	p.sent++
+	if p.sent++; p.sent == 1 {
+		p.sid, p.one = d.sid, d.solo
+	}
+	p.one = p.one && p.sid == d.sid
 	d.c.toServer = append(d.c.toServer, packet{kind: pktPublish, m: &schema.Message{Properties: &p.Properties}, id: id, dup: dup})
 	switch p.qos {
 	case 1:
@@ -392,9 +395,10 @@ func (d *device) inOrder(kind AckKind, id uint16) {
 	d.order = slices.Delete(d.order, i, i+1)
 }
 
-// refused: a reason code >= 0x80 says that it certainly is not stored.
+// refused: a reason code >= 0x80 says that it certainly is not stored. A QoS 1
+// message that was sent twice was two messages: the first may be stored.
 func (d *device) refused(p *pub) {
-	if p.sent == 1 || p.poison {
+	if p.sent == 1 || p.poison || p.qos == 2 && p.one {
 		must(p.inLog == 0, "P1: %s was refused, and is stored", p.name)
 		p.refused = true
 	}

@@ -110,7 +110,7 @@ func (l *ledger) onLog(d *device, p *packet, x *pub) {
 	if l.had[key] == nil {
 		l.had[key] = map[int]bool{}
 	}
-	if !l.had[key][x.k] && l.w.firstTS[x.name] == p.m.TS { // else: resent by its publisher
+	if !l.had[key][x.k] && !x.turned && l.w.firstTS[x.name] == p.m.TS { // else: sent again later by its publisher
 		must(l.last[key] < x.k, "P4: %s after %d of the same publisher, topic and QoS", x.name, l.last[key])
 		l.last[key] = x.k
 		l.had[key][x.k] = true
@@ -148,13 +148,19 @@ func (w *world) writeOf(o *owned, doc store.Write) error {
 	owner, _, _ := w.m.Owner(o.client)
 	err := w.write(doc)
 	if ok && r.Normal {
-		if owner.Epoch == o.epoch && err == nil {
+		if owner.Epoch == o.epoch && err == nil || owner.SID == o.s.o.Owner.SID && w.decided[o.client] <= o.epoch {
 			o.c.will = willRemoved
 		} else if o.c.will != willRemoved {
 			o.c.will = willUnknown // a claimer may have decided it
 		}
 	}
 	return err
+}
+
+func (w *world) decideWill(o schema.Owner) []schema.Will {
+	owner, _, _ := w.m.Owner(o.ClientID)
+	w.decided[o.ClientID] = owner.Epoch
+	return w.m.DecideWill(o.ClientID, o.Epoch)
 }
 
 func (w *world) write(doc store.Write) error {

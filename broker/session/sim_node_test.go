@@ -208,7 +208,7 @@ func (n *node) wake() {
 	}
 	lapsed := w.m.Lapsed(n.id)
 	w.trace("%s: WAKES%s", n.name, map[bool]string{true: ", lapsed"}[lapsed])
-	if lapsed && w.on(ruleLapsed) {
+	if lapsed {
 		for _, g := range n.claims {
 			if g.c != nil {
 				g.c.close()
@@ -297,7 +297,7 @@ func (n *node) keepSession(o schema.Owner) bool {
 	if w.faults {
 		n.writer(o.ClientID).queue = append(n.writer(o.ClientID).queue, &op{
 			name: n.name + ": keeper decides the wills of " + o.ClientID,
-			do:   func(bool) any { return w.m.DecideWill(o.ClientID, o.Epoch) },
+			do:   func(bool) any { return w.decideWill(o) },
 			done: func(r any) {
 				for _, x := range r.([]schema.Will) {
 					n.publishWill(o.ClientID, x)
@@ -311,7 +311,7 @@ func (n *node) keepSession(o schema.Owner) bool {
 		return true
 	}
 	did := false
-	for _, x := range w.m.DecideWill(o.ClientID, o.Epoch) {
+	for _, x := range w.decideWill(o) {
 		did = n.publishWill(o.ClientID, x) || did
 	}
 	for _, o := range w.m.EndExpired(10) {
@@ -417,6 +417,9 @@ func (g *claiming) step() bool {
 			do: func(bool) any {
 				was, _, _ := w.m.Owner(g.client)
 				a := step.Do(w.m)
+				if step.Name == "wills" {
+					w.decided[g.client] = was.Epoch
+				}
 				if now, _, ok := w.m.Owner(g.client); step.Name == "raise" && ok && now.Epoch != was.Epoch {
 					w.claims = append(w.claims, claimNote{client: g.client, tick: w.tick, fresh: now.SID != was.SID, c: g.c})
 				}

@@ -64,7 +64,8 @@ func search(from, to uint64, off broken, workers int) (seed uint64, failed strin
 }
 
 // TestSimulation runs many seeds with all rules on. A failing one is printed with
-// its trace; REWINDMQ_SIM_SEED=N runs one and prints its trace.
+// its trace; REWINDMQ_SIM_SEED=N runs one and prints its trace,
+// REWINDMQ_SIM_WITHOUT=rule without a rule, REWINDMQ_SIM_LINES=N with that many lines.
 func TestSimulation(t *testing.T) {
 	t.Parallel()
 	if one := os.Getenv("REWINDMQ_SIM_SEED"); one != "" {
@@ -72,7 +73,11 @@ func TestSimulation(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		report(t, seed, broken{})
+		var off broken
+		if rules := os.Getenv("REWINDMQ_SIM_WITHOUT"); rules != "" {
+			off = without(rules)
+		}
+		report(t, seed, off)
 		return
 	}
 	start := time.Now()

@@ -16,6 +16,7 @@ type weather struct {
 	crawl                            float64
 	hub                              []float64 // of the nodes, in turn
 	save, merge, block, keep         float64
+	noSpace                          float64
 
 	publish, subscribe, unsubscribe, cut, disconnect float64
 	ack, back                                        float64
@@ -52,8 +53,8 @@ func newWeather(w *world) weather {
 		save: rate(w, 0.03, 0.2, 0.6), merge: rate(w, 0.05, 0.2, 0.5), block: rate(w, 0, 0.01, 0.05), keep: rate(w, 0.02, 0.1, 0.5),
 		publish: rate(w, 0.1, 0.25, 0.4), subscribe: rate(w, 0.02, 0.07, 0.15), unsubscribe: rate(w, 0, 0.015, 0.04),
 		cut: rate(w, 0.005, 0.025, 0.08), disconnect: rate(w, 0, 0.01, 0.04), ack: rate(w, 0.15, 0.7, 1), back: rate(w, 0.05, 0.3, 0.9),
-		keepUnread: rate(w, 0, 0.5, 1),
-		retain:     rate(w, 0, 0.25, 0.7), clear: rate(w, 0, 0.1, 0.3), big: rate(w, 0, 0.1, 0.3), small: rate(w, 0, 0.3, 0.6),
+		noSpace: rate(w, 0, 0.005, 0.05), keepUnread: rate(w, 0, 0.5, 1),
+		retain: rate(w, 0, 0.25, 0.7), clear: rate(w, 0, 0.1, 0.3), big: rate(w, 0, 0.1, 0.3), small: rate(w, 0, 0.3, 0.6),
 		poison: rate(w, 0, 0.02, 0.1), expire: rate(w, 0, 0.05, 0.2), will: rate(w, 0, 0.25, 0.8), clean: rate(w, 0, 0.08, 0.3),
 		receiveMaximum: pick(w, []int{1, 2, 3, 9}, []int{1, 2, 3, 9}, []int{1}, []int{3, 9}),
 		topics:         pick(w, simTopics, simTopics, simTopics[:1]), filters: pick(w, simFilters, simFilters, []string{"a", "#"}),

@@ -50,11 +50,10 @@ type adapterRule uint16
 const (
 	ruleTxn         adapterRule = 1 << iota // an attempt that was given up and lands late is refused
 	ruleLook                                // after a pause or a doubt: look who was claimed elsewhere before a batch
-	ruleLapsed                              // a lapsed node closes its connections and discards what it read
 	ruleWillAlike                           // a will's message is made of what identifies it: twice is once
 	ruleBehindFails                         // what is behind a message that failed fails too
+	ruleRecordStops                         // behind a record of a session that failed, none of its later ones is made
 	ruleWriteStops                          // behind a write of a session that failed, none of its later ones is made
-	ruleRecordStops                         // the same for records
 )
 
 // broken says which rules are off.
@@ -84,8 +83,11 @@ type pub struct {
 	retain, clear     bool
 	big, poison       bool // too large for some clients; for the store
 	expiry            time.Time
-	sent              int // transmissions
-	inLog             int // how often it stands in the log
+	sent              int    // transmissions
+	sid               uint64 // of the session in which it was sent first
+	one               bool   // always in that one
+	turned            bool   // refused once for want of space: it is published again, in another place
+	inLog             int    // how often it stands in the log
 	refused           bool
 }
 
@@ -120,6 +122,7 @@ type world struct {
 	wills        []*conn
 	claims       []claimNote
 	appended     map[string]uint64          // epoch of the last append of each client
+	decided      map[string]uint64          // epoch under which the wills of a client were last decided
 	late         int                        // attempts that were refused by their number
 	firstTS      map[string]uint64          // of each publish, by name
 	lastRetained map[string]*schema.Message // by topic
@@ -151,7 +154,7 @@ type actor interface{ actions(w *world) }
 func newWorld(seed uint64, off broken) *world {
 	w := &world{
 		rng: rand.New(rand.NewPCG(seed, 0x5eed)), m: storetest.NewModel(simStart), off: off, faults: true,
-		pubs: map[string]*pub{}, ledgers: map[ledgerKey]*ledger{}, appended: map[string]uint64{}, firstTS: map[string]uint64{}, lastRetained: map[string]*schema.Message{},
+		pubs: map[string]*pub{}, ledgers: map[ledgerKey]*ledger{}, appended: map[string]uint64{}, decided: map[string]uint64{}, firstTS: map[string]uint64{}, lastRetained: map[string]*schema.Message{},
 		strict: off.core == 0 && off.adapter == 0 && len(off.model) == 0,
 	}
 	w.m.Break(off.model...)
@@ -411,6 +414,18 @@ func (w *world) ensureNode() {
 func (w *world) forget() {
 	id := pick(w, w.clients...)
 	o, _, _ := w.m.Owner(id)
+	for _, a := range w.net {
+		if a.wr.kind == kindRecord {
+			return // nothing that old is still on its way
+		}
+	}
+	for _, n := range w.nodes {
+		for _, x := range n.owned {
+			if n.alive && x.client == id && x.epoch != o.Epoch {
+				return
+			}
+		}
+	}
 	if c, ok := w.m.Cursor(id, o.SID); ok {
 		w.trace("records of %s up to seq %d are forgotten", id, c.Seq)
 		w.m.ForgetRecords(id, o.SID, c.Seq)

@@ -125,15 +125,13 @@ func newQueueWriter(n *node, name string) *queueWriter {
 	return q
 }
 
-// write carries out a session's write. Behind one that has failed none of the
-// session's later ones is made: the broker hands them to the store one after the
-// other, and stops.
+// write carries out a session's write. One that is answered with an error never
+// lands later, and behind it none of the session's later ones is made: else a
+// cursor would land beyond the records of a run whose place was not stored.
 func (q *queueWriter) write(o *owned, doc store.Write) {
 	w := q.n.w
 	done := func(err error) {
-		if err != nil {
-			o.writeFailed = true
-		}
+		o.writeFailed = o.writeFailed || err != nil
 		o.input(func(s *Session) { s.OnWritten(err, errors.Is(err, store.ErrSessionLost)) })
 	}
 	q.queue = append(q.queue, &op{
@@ -324,13 +322,19 @@ func (l *appendLane) batch() *op {
 		}
 		p := w.pubOf(it.m)
 		failed := it.o.pub.Failed() && w.on(ruleBehindFails)
-		if (failed || p.poison) && len(l.items) > 0 {
+		// (A resend that is stored already is not refused: its answer is the
+		// mark of the first.)
+		refuse := !failed && !p.poison && !it.o.pub.Strict && w.m.Message(it.m.ID) == nil && w.faults && w.chance(w.x.noSpace)
+		if (failed || p.poison || refuse) && len(l.items) > 0 {
 			break // answers come in the order of the appends
 		}
 		l.queue = l.queue[1:]
 		switch {
 		case failed:
 			it.done(store.Appended{Outcome: store.Refused, Err: store.ErrPublisherFailed})
+		case refuse:
+			p.turned = true
+			it.done(store.Appended{Outcome: store.Refused, Err: store.ErrNoSpace})
 		case p.poison:
 			if it.o.pub.Strict {
 				it.o.pub.Fail()

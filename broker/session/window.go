@@ -75,11 +75,21 @@ func (w *window) add(e *entry) {
 	} else if len(w.freed) > 0 && w.freed[0] == e.PacketID {
 		w.freed = w.freed[1:]
 	}
-	w.restore(e)
+	w.put(e)
 }
 
-// restore puts an entry of a former connection into the flight.
+// restore puts an entry of a former connection into the flight. The ids below its
+// own were used, too: they are free for less long than those that never were.
 func (w *window) restore(e *entry) {
+	for w.fresh < min(int(e.PacketID), w.size) {
+		if w.fresh++; uint16(w.fresh) != e.PacketID {
+			w.freed = append(w.freed, uint16(w.fresh))
+		}
+	}
+	w.put(e)
+}
+
+func (w *window) put(e *entry) {
 	if w.byID == nil {
 		w.byID = make(map[uint16]*entry)
 	}
