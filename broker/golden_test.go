@@ -140,6 +140,9 @@ func (g *golden) until(what string, cond func() bool) {
 }
 
 func (g *golden) restart() {
+	for _, p := range g.peers {
+		p.cut()
+	}
 	g.peers = map[string]*peer{}
 	mem := g.h.mem
 	g.h.abandon()
@@ -224,6 +227,7 @@ func (g *golden) read(name, n string) {
 			g.t.Errorf("%s: %v, want the end", name, err)
 		}
 		g.out.WriteString("< end of the connection\n")
+		_ = p.nc.Close()
 		delete(g.peers, name)
 		return
 	}

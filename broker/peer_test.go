@@ -141,6 +141,7 @@ func (p *peer) closed() {
 	if pk, err := p.r.ReadPacket(); !errors.Is(err, io.EOF) {
 		p.t.Fatalf("got %#v, %v, want the end of the connection", pk, err)
 	}
+	_ = p.nc.Close()
 }
 
 func expect[T wire.Packet](p *peer) T {
