@@ -1,0 +1,94 @@
+# Targets: check (what a machine can see without running the program), test, build, and longer ones: soak, sim, fuzz,
+# bench. Nothing is installed outside this directory, except Debian's mosquitto-clients by `make test` where root and
+# apt-get are there. Downloaded tools and the test database live in .cache, which git ignores.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+GOLANGCI_VERSION := v2.15.0
+LINT := .cache/bin/golangci-lint-$(GOLANGCI_VERSION)
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+
+# GOTEST runs the tests; .ci/run puts a runner with a summary here.
+GOTEST ?= go test
+# Packages to test: make test PKG=./broker/...
+PKG ?= ./...
+FUZZTIME ?= 30s
+SEEDS ?= 500000
+
+# Recorded packet sequences of real clients, where a checkout of them lies beside the repository.
+SEQUENCES := $(wildcard $(CURDIR)/../shared/mqtt-sequences)
+ifneq ($(SEQUENCES),)
+export REWINDMQ_MQTT_SEQUENCES ?= $(SEQUENCES)
+endif
+
+.PHONY: build check format vet lint deps tidy test soak sim fuzz bench tools clients mongod clean
+
+build:
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o rewindmq ./cmd/rewindmq
+
+## check: format, vet, lint, dependency graph, go.mod
+check: format vet lint deps tidy
+
+format: $(LINT)
+	$(LINT) fmt --diff
+
+vet:
+	go vet ./...
+
+lint: $(LINT)
+	$(LINT) run ./...
+
+deps:
+	go test -count=1 ./internal/deps
+
+tidy:
+	go mod tidy -diff
+
+## test: all tests with the race detector, which needs cgo and a C compiler
+test: clients mongod
+	@command -v "$$(go env CC)" >/dev/null || { echo 'make test: -race needs a C compiler (gcc or clang); `go test ./...` does without' >&2; exit 1; }
+	CGO_ENABLED=1 $(GOTEST) -race -timeout 25m $(PKG)
+
+## soak: the integration tests with all their rounds and sizes; hours
+soak: clients mongod
+	REWINDMQ_TEST_SCALE=soak go test -count=1 -v -timeout 12h ./integration
+
+## sim: the simulation with many seeds (SEEDS=…)
+sim:
+	REWINDMQ_SIM_SEEDS=$(SEEDS) go test -count=1 -v -timeout 12h -run Simulation ./broker/session
+
+## fuzz: each fuzz target for FUZZTIME
+fuzz:
+	grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r dir; do \
+		for target in $$(grep -h --include='*_test.go' -o '^func Fuzz[A-Za-z0-9_]*' "$$dir"/*_test.go | cut -c6-); do \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$dir"; \
+		done; \
+	done
+
+## bench: the figures of docs/PERFORMANCE.md
+bench:
+	go test -run '^$$' -bench . -benchmem ./...
+
+tools: $(LINT)
+
+$(LINT):
+	mkdir -p .cache/bin
+	CGO_ENABLED=0 GOBIN=$(CURDIR)/.cache/bin go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	mv .cache/bin/golangci-lint $@
+
+# Foreign clients for the integration tests. Without them those tests are skipped with a message.
+clients:
+	@if command -v mosquitto_pub >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mosquitto-clients; } >/dev/null 2>&1 \
+			|| echo 'make: mosquitto-clients could not be installed; tests with foreign clients are skipped' >&2; \
+	else echo 'make: no mosquitto_pub here (Debian: mosquitto-clients); tests with foreign clients are skipped' >&2; fi
+
+# A mongod for the tests that want one. Without it those tests are skipped with a message.
+mongod:
+	@go run ./integration/mongod/fetch >/dev/null || echo 'make: no mongod here (name one in REWINDMQ_TEST_MONGOD); its tests are skipped' >&2
+
+clean:
+	rm -rf rewindmq .cache/bin
