@@ -34,6 +34,7 @@ type client struct {
 	later      []session.Action  // deferred, in order
 	running    bool              // a goroutine runs later
 	reading    bool              // a replay is under way
+	lived      bool              // it has been live: the next replay is for being slow
 	waiting    bool              // the connection waits for Admit
 	changed    sync.Cond         // for the replay: Feed may take more; for the connection: Admit
 	received   [3]int64          // counted as received and not yet answered, by QoS

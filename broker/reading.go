@@ -19,10 +19,14 @@ func (cl *client) startReplay() {
 	cl.reading = true
 	cl.mu.Unlock()
 	cl.b.tasks.Go(func() {
-		result, err := replay.CatchUp(cl.c.ctx, cl.b.source, (*reading)(cl), cl.b.replay)
+		o := cl.b.replay
+		if cl.lived {
+			o.Trigger = replay.Slow
+		}
+		result, err := replay.CatchUp(cl.c.ctx, cl.b.source, (*reading)(cl), o)
 		cl.b.m.trimmed(result.Trimmed)
 		cl.mu.Lock()
-		cl.reading = false
+		cl.reading, cl.lived = false, cl.lived || result.Live
 		again := err == nil && !cl.s.Live() && !cl.s.Closing()
 		cl.mu.Unlock()
 		switch {

@@ -173,6 +173,9 @@ func (s *Session) onPubrec(e *entry) {
 
 func (s *Session) onReceived(e *entry) {
 	e.Received, e.receiving, s.dirty = true, false, true
+	if s.win.byID[e.PacketID] != e {
+		return // a PUBREC with an error has settled it: its id may be another's
+	}
 	if !s.closing && s.on(ruleRecBeforeRel) {
 		s.do(Action{Do: SendAck, Ack: Pubrel, PacketID: e.PacketID})
 	}

@@ -86,6 +86,9 @@ func (w *window) restore(e *entry) {
 			w.freed = append(w.freed, uint16(w.fresh))
 		}
 	}
+	if i := slices.Index(w.freed, e.PacketID); i >= 0 {
+		w.freed = slices.Delete(w.freed, i, i+1)
+	}
 	w.put(e)
 }
 
