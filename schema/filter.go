@@ -16,7 +16,7 @@ var (
 
 // ValidTopic tells whether s may be the topic of a message: 1 to 65,535 bytes of
 // UTF-8 without U+0000 and without wildcards [MQTT-4.7.3-1, MQTT-4.7.3-2,
-// MQTT-3.3.2-2].
+// MQTT-4.7.3-3, MQTT-4.7.0-1, MQTT-3.3.2-2].
 func ValidTopic(s string) error {
 	if s == "" || len(s) > 65535 || strings.ContainsAny(s, "+#\x00") || !utf8.ValidString(s) {
 		return ErrTopic

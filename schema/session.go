@@ -36,7 +36,10 @@ type Flight struct {
 	QoS       uint8 // 1 or 2
 	Received  bool  // QoS 2: PUBREC came, PUBREL is due
 	Retained  ID    // the retained run that it belongs to; zero: from the log
-	Created   time.Time
+	// Group is the whole filter of the shared subscription by which the session
+	// got the message; empty: none.
+	Group   string
+	Created time.Time
 }
 
 // Inbound is a QoS 2 message whose PUBLISH was seen and whose PUBREL was not.
@@ -56,6 +59,9 @@ type Delivery struct {
 	PacketID  uint16 `bson:"packetId"` // 0: dropped
 	QoS       uint8  `bson:"qos"`
 	Retained  ID     `bson:"retained,omitempty"` // the retained run; zero: from the log
+	// Group: the record claims the message for the session, out of all members of
+	// the group; empty: the subscription is not shared.
+	Group string `bson:"group,omitempty"`
 	// Dropped: discarded for good (too large for the client), in its turn. It
 	// never comes later.
 	Dropped bool `bson:"dropped,omitempty"`
@@ -69,14 +75,14 @@ type Delivery struct {
 func (d *Delivery) Flight() Flight {
 	return Flight{
 		Seq: d.Seq, MessageID: d.MessageID, Mark: d.Mark, PacketID: d.PacketID, QoS: d.QoS,
-		Received: d.Received, Retained: d.Retained, Created: d.Created,
+		Received: d.Received, Retained: d.Retained, Group: d.Group, Created: d.Created,
 	}
 }
 
 // Recover brings a saved cursor up to the records above its Seq, which are given
 // in order of seq, as the claimer does after a crash (S2, S3, S7): each stands in
 // the flight until a later record has its packet id; those of the log also
-// advance After. received tells the newer state of a QoS 2 entry that was in the
+// advance After, but for a group's, whose mark may be far ahead (S2, G4). received tells the newer state of a QoS 2 entry that was in the
 // saved flight (S16); nil: none. runs gets, for each retained run met, the last
 // topic recorded; nil is allowed.
 func (c *SessionCursor) Recover(records []Delivery, received func(Flight) bool, runs map[ID]string) {
@@ -105,9 +111,11 @@ func (c *SessionCursor) Recover(records []Delivery, received func(Flight) bool, 
 		if d.MessageID.IsZero() {
 			continue // a fence
 		}
-		if d.Retained.IsZero() {
+		switch {
+		case d.Group != "":
+		case d.Retained.IsZero():
 			c.After.Advance(d.Mark)
-		} else if runs != nil {
+		case runs != nil:
 			runs[d.Retained] = max(runs[d.Retained], d.Topic)
 		}
 	}

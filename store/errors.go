@@ -8,6 +8,12 @@ var (
 	ErrSessionLost = errors.New("store: session lost")
 	// ErrSuperseded answers a Claim that met a newer one: give up.
 	ErrSuperseded = errors.New("store: claim superseded")
+	// ErrClaimed answers the record of a message that is not, or no longer, the
+	// group's to give: another member has it, or had it, or the group has ended.
+	// Nothing was stored, and the session goes on.
+	ErrClaimed = errors.New("store: the message is claimed by another member of the group")
+	// ErrNoGroup answers for a group without a member.
+	ErrNoGroup = errors.New("store: no such group")
 	// ErrNoSpace refuses an append: the store is below its reserve. Later
 	// appends may be taken.
 	ErrNoSpace = errors.New("store: no space left above the reserve")

@@ -118,7 +118,8 @@ type DeleteSubscriptions struct {
 
 // Release lets go of a session: its connection has ended, all of its records and
 // appends are settled, and its cursor is saved. A session whose expiry is 0 ends
-// with it. Afterwards the Owner no longer counts.
+// with it. Afterwards the Owner no longer counts. What its flight has of groups at
+// QoS 1 goes back to them (see Groups).
 type Release struct {
 	schema.Owner
 	// Normal: DISCONNECT with reason 0x00 was read; this claim's will is
@@ -154,7 +155,9 @@ type Deliveries interface {
 	// ErrSessionLost, or an error after which the outcome is not known. A record
 	// that is already there (by ID) counts as stored. After one record of a
 	// session has failed, the later ones of that session in the batch fail too;
-	// those of other sessions go on.
+	// those of other sessions go on. But for ErrClaimed, which ends nothing: a
+	// record with Group is stored only where the group has the message to give
+	// (see Groups).
 	Record(ctx context.Context, batch []schema.Delivery) []error
 }
 
@@ -181,7 +184,8 @@ type DueWill struct {
 // Counts are totals over the whole store.
 type Counts struct {
 	Sessions      int
-	Subscriptions int
+	Subscriptions int // also the shared ones
+	Shared        int
 }
 
 // Retained keeps the projection of the log that answers a SUBSCRIBE.

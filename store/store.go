@@ -9,6 +9,7 @@ type Store interface {
 	Reader
 	Sessions
 	Deliveries
+	Groups
 	Retained
 	Keeper
 	Life
