@@ -26,12 +26,15 @@ const lanes = 4
 
 // Broker serves MQTT on top of a store.
 type Broker struct {
-	o          Options
-	m          *Metrics
-	store      store.Store
-	hub        *fanout.Hub
-	source     replay.Source
-	replay     replay.Options
+	o      Options
+	m      *Metrics
+	store  store.Store
+	hub    *fanout.Hub
+	source replay.Source
+	replay replay.Options
+	// poke makes a store whose tail may have missed something look now: a
+	// client's PINGREQ or PUBLISH is a safety net (S-43).
+	poke       func()
 	ids        *schema.IDSource
 	roster     *roster
 	projection *projection
@@ -75,6 +78,10 @@ func New(s store.Store, o Options) (*Broker, error) {
 		projection: newProjection(&o, s), claims: claimLane{newLane[claimCall]()}, ready: make(chan struct{}),
 		troubleAt: make(map[string]time.Time),
 		replay:    replay.Options{Gate: replay.NewGate(64), Metrics: o.Replay},
+	}
+	b.poke = func() {}
+	if p, ok := s.(interface{ Poke() }); ok {
+		b.poke = p.Poke
 	}
 	b.tasks.init()
 	b.life, b.kill = context.WithCancel(context.Background())
@@ -195,15 +202,6 @@ func (b *Broker) Started() <-chan struct{} { return b.ready }
 func (b *Broker) draining() bool { return b.drain.Load() }
 
 func (b *Broker) now() time.Time { return b.o.Now() }
-
-// admit counts a connection in; false: there are too many.
-func (b *Broker) admit() bool {
-	if b.connections.Add(1) > int64(b.o.Connections) {
-		b.connections.Add(-1)
-		return false
-	}
-	return true
-}
 
 // full tells whether no new session may be stored.
 func (b *Broker) full() bool { return b.stored.Load() >= int64(b.o.Sessions) }

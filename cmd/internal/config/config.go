@@ -45,10 +45,20 @@ type logging struct {
 }
 
 type storage struct {
-	URL         string    `koanf:"url" doc:"embedded: the log inside this process; mongodb://…: a MongoDB replica set (not in this build yet)" secret:"true"`
+	URL         string    `koanf:"url" doc:"embedded: the log inside this process; mongodb://…: a MongoDB replica set" secret:"true"`
 	Data        string    `koanf:"data" doc:"directory of the embedded log"`
 	DiskReserve Reserve   `koanf:"disk_reserve" doc:"free disk space below which publishes are refused; auto: 5 % of the file system, from 16MiB to 512MiB"`
 	Retention   retention `koanf:"retention"`
+	Mongo       database  `koanf:"mongo"`
+}
+
+type database struct {
+	Database         string `koanf:"database" doc:"name of the MongoDB database"`
+	Message          string `koanf:"message" doc:"name of the collection of messages"`
+	Subscription     string `koanf:"subscription" doc:"name of the collection of subscriptions"`
+	PublishedMessage string `koanf:"published_message" doc:"name of the collection of delivery records"`
+	Lanes            int    `koanf:"lanes" doc:"streams of appends of this broker" min:"1" max:"64"`
+	Streams          bool   `koanf:"streams" doc:"tail by change streams; false, for finding faults: by reading the lanes alone"`
 }
 
 type retention struct {
@@ -92,6 +102,10 @@ func Default() Config {
 			Data:        "./data",
 			DiskReserve: ReserveAuto,
 			Retention:   retention{Messages: Duration(365 * day), Records: Duration(30 * day)},
+			Mongo: database{
+				Database: "mqtt", Message: "message", Subscription: "subscription", PublishedMessage: "publishedMessage",
+				Lanes: 2, Streams: true,
+			},
 		},
 		Append: appending{Hold: Duration(time.Minute)},
 		Limits: limits{

@@ -103,7 +103,6 @@ func TestWrong(t *testing.T) {
 		{name: "not in the list", set: []string{"log.level=loud"}, want: []string{"log.level is not one of debug, info, warn, error"}},
 		{name: "set without a value", set: []string{"limits.window"}, want: []string{"key=value"}},
 		{name: "set with an unknown key", set: []string{"limits.windows=1"}, want: []string{"did you mean limits.window?"}},
-		{name: "mongodb", set: []string{"store.url=mongodb://u:geheim@h/db"}, want: []string{"not in this build yet", "mongodb://u:xxxxx@h/db"}},
 		{name: "no store", set: []string{"store.url=sqlite"}, want: []string{"names no store"}},
 		{name: "tls listener", args: []string{"--listen", "tls://:8883"}, want: []string{"--listen: listen asks for tls"}},
 		{name: "no port", args: []string{"--listen", "tcp://localhost"}, want: []string{"is not host:port"}},

@@ -46,9 +46,8 @@ func (l *Loaded) validate(dev bool) Problems {
 	switch u := c.Store.URL; {
 	case u == Embedded:
 	case strings.HasPrefix(u, "mongodb://"), strings.HasPrefix(u, "mongodb+srv://"):
-		report("store.url", Redact(u), "names a MongoDB store, which is not in this build yet", "embedded")
 	default:
-		report("store.url", Redact(u), "names no store", "embedded")
+		report("store.url", Redact(u), "names no store", "embedded, or mongodb://host1,host2,host3/?replicaSet=NAME")
 	}
 	if c.Store.Data == "" {
 		report("store.data", "", "is empty", "./data")

@@ -28,6 +28,7 @@ import (
 	"rewindmq/replay"
 	"rewindmq/store"
 	"rewindmq/store/embedded"
+	"rewindmq/store/mongo"
 	"rewindmq/wire"
 )
 
@@ -77,6 +78,9 @@ func Open(c *config.Config, reg prometheus.Registerer, log *zap.Logger) (*Node, 
 }
 
 func (n *Node) openStore(c *config.Config, reg prometheus.Registerer, log *zap.Logger) error {
+	if c.Store.URL != config.Embedded {
+		return n.openMongo(c, reg, log)
+	}
 	metrics, err := store.NewMetrics(reg, "embedded")
 	if err != nil {
 		return fmt.Errorf("register the store's metrics: %w", err)
@@ -94,6 +98,32 @@ func (n *Node) openStore(c *config.Config, reg prometheus.Registerer, log *zap.L
 	}
 	n.store = n.log
 	n.where = "embedded log in " + c.Store.Data
+	return nil
+}
+
+// openTimeout bounds the connection to MongoDB at the start: an election is
+// shorter.
+const openTimeout = 30 * time.Second
+
+func (n *Node) openMongo(c *config.Config, reg prometheus.Registerer, log *zap.Logger) error {
+	metrics, err := store.NewMetrics(reg, "mongodb")
+	if err != nil {
+		return fmt.Errorf("register the store's metrics: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
+	defer cancel()
+	m := &c.Store.Mongo
+	s, err := mongo.Open(ctx, mongo.Options{
+		URI: c.Store.URL, Database: m.Database, Node: n.name, Lanes: m.Lanes, Hold: time.Duration(c.Append.Hold),
+		Collections:    mongo.Names{Message: m.Message, Subscription: m.Subscription, PublishedMessage: m.PublishedMessage},
+		RetainMessages: time.Duration(c.Store.Retention.Messages), RetainRecords: time.Duration(c.Store.Retention.Records),
+		NoStreams: !m.Streams, Log: log.Named("store"), Metrics: metrics,
+	})
+	if err != nil {
+		return err
+	}
+	n.store = s
+	n.where = "MongoDB at " + config.Redact(c.Store.URL) + ", database " + m.Database
 	return nil
 }
 
