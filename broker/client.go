@@ -2,8 +2,12 @@ package broker
 
 import (
 	"errors"
+	"maps"
+	"slices"
 	"sync"
+	"sync/atomic"
 
+	"rewindmq/broker/group"
 	"rewindmq/broker/session"
 	"rewindmq/fanout"
 	"rewindmq/schema"
@@ -21,6 +25,13 @@ type client struct {
 
 	// ended is closed when the session has let go of everything.
 	ended chan struct{}
+	// room is what the session would take of a group now, for groups to read
+	// without its lock.
+	room atomic.Int64
+
+	// unrecorded and unwritten are the first failures of a record and of a
+	// session write. They belong to the client's lanes.
+	unrecorded, unwritten error
 
 	mu         sync.Mutex
 	s          *session.Session // nil until the session is claimed
@@ -28,16 +39,17 @@ type client struct {
 	gone       bool             // DoEnd was carried out
 	publisher  *store.Publisher
 	membership *fanout.Membership
-	appending  []*schema.Message // decided in this input, not yet handed to the store
-	appended   int64             // bytes of them
-	hold       bool              // more input follows at once: collect the appends
-	later      []session.Action  // deferred, in order
-	running    bool              // a goroutine runs later
-	reading    bool              // a replay is under way
-	lived      bool              // it has been live: the next replay is for being slow
-	waiting    bool              // the connection waits for Admit
-	changed    sync.Cond         // for the replay: Feed may take more; for the connection: Admit
-	received   [3]int64          // counted as received and not yet answered, by QoS
+	appending  []*schema.Message           // decided in this input, not yet handed to the store
+	appended   int64                       // bytes of them
+	hold       bool                        // more input follows at once: collect the appends
+	later      []session.Action            // deferred, in order
+	running    bool                        // a goroutine runs later
+	reading    bool                        // a replay is under way
+	lived      bool                        // it has been live: the next replay is for being slow
+	waiting    func(*session.Session) bool // what the connection waits for, nil: nothing
+	changed    sync.Cond                   // for the replay: Feed may take more; for the connection: Admit
+	received   [3]int64                    // counted as received and not yet answered, by QoS
+	shares     map[string]*share           // the groups that it has joined, also those left since
 }
 
 func (b *Broker) newClient(id string, c *conn) *client {
@@ -63,11 +75,27 @@ func (cl *client) input(fn func(s *session.Session)) {
 	if !cl.hold {
 		cl.flushAppends()
 	}
-	if cl.reading && (cl.s.Hungry() || cl.s.Closing()) || cl.waiting && cl.s.Admit() {
+	if cl.reading && (cl.s.Hungry() || cl.s.Closing()) || cl.waiting != nil && cl.waiting(cl.s) {
 		cl.changed.Broadcast()
+	}
+	if len(cl.shares) > 0 {
+		cl.tellRoom()
 	}
 	*buf = actions
 	cl.b.scratch.put(buf)
+}
+
+// tellRoom tells the groups when there is more room. REQUIRES: mu.
+func (cl *client) tellRoom() {
+	room := int64(cl.s.Room())
+	if room <= cl.room.Swap(room) {
+		return
+	}
+	for _, sh := range cl.shares {
+		if sh.hungry.Load() {
+			sh.poke()
+		}
+	}
 }
 
 // carry carries out one action. REQUIRES: mu. It never blocks: what may wait is
@@ -79,7 +107,7 @@ func (cl *client) carry(a *session.Action) {
 	case session.DoRecord:
 		cl.b.records.put(cl, a.Delivery)
 	case session.DoWrite:
-		cl.b.writes.put(write{doc: a.Write, done: func(err error) {
+		cl.b.writes.put(write{cl: cl, doc: a.Write, done: func(err error) {
 			cl.input(func(s *session.Session) { s.OnWritten(err, errors.Is(err, store.ErrSessionLost)) })
 		}})
 	case session.DoAppend:
@@ -92,6 +120,8 @@ func (cl *client) carry(a *session.Action) {
 		cl.deferAction(*a)
 	case session.Count:
 		cl.b.m.dropped(a.QoS, a.Dropped)
+	case session.Claimed:
+		cl.shares[a.Group].tell(note{member{cl, a.Group}, a.ID, a.Outcome})
 	case session.Settled:
 		cl.b.m.settled(a.QoS, a.At, cl.b.now())
 	default:
@@ -185,6 +215,10 @@ func (cl *client) carryLater(a *session.Action) {
 		})
 	case session.DoWaitFor:
 		cl.waitFor(a.Place)
+	case session.DoJoin:
+		cl.b.shares.join(cl, a.Group)
+	case session.DoPart:
+		cl.leaveGroup(a.Group, (*group.Group).Part)
 	case session.DoReplay:
 		cl.startReplay()
 	case session.DoEnd:
@@ -205,9 +239,26 @@ func (cl *client) waitFor(place schema.Cursor) {
 	})
 }
 
-// end lets go of the client id: the next claim of it may begin.
+// leaveGroup takes the client out of a group that it has joined.
+func (cl *client) leaveGroup(name string, leave func(*group.Group, group.Member)) {
+	cl.mu.Lock()
+	sh := cl.shares[name]
+	cl.mu.Unlock()
+	if sh != nil {
+		sh.input(func(g *group.Group) { leave(g, member{cl, name}) })
+	}
+}
+
+// end lets go of the client id: the next claim of it may begin. What it has left of
+// its groups' messages is in the store's hands now, and offered to others.
 func (cl *client) end() {
 	cl.membership.Leave()
+	cl.mu.Lock()
+	groups := slices.Collect(maps.Keys(cl.shares))
+	cl.mu.Unlock()
+	for _, name := range groups {
+		cl.leaveGroup(name, (*group.Group).Gone)
+	}
 	cl.mu.Lock()
 	for q, n := range cl.received {
 		cl.b.m.unanswered(uint8(q), n)

@@ -40,6 +40,7 @@ func (r *recordLanes) put(cl *client, d *schema.Delivery) {
 
 // write is a session write under way, and who waits for it.
 type write struct {
+	cl   *client // nil: nobody's in particular
 	doc  store.Write
 	done func(error)
 }
@@ -72,26 +73,56 @@ func (b *Broker) runLanes(ctx context.Context, work *errgroup.Group) {
 	work.Go(func() error { b.claims.run(ctx, b.claimAll); return nil })
 }
 
+// record hands records to the store. Once one of a client has failed, none of its
+// later ones may be stored: what lies behind it was never sent, and a record above
+// a hole would say that it was. Their answer is that of the first.
 func (b *Broker) record(batch []record) {
-	docs := make([]schema.Delivery, len(batch))
+	docs := make([]schema.Delivery, 0, len(batch))
 	for i := range batch {
-		docs[i] = *batch[i].doc
+		if batch[i].cl.unrecorded == nil {
+			docs = append(docs, *batch[i].doc)
+		}
 	}
 	answers := b.store.Record(b.life, docs)
-	for i := range batch {
-		err := answers[i]
-		batch[i].cl.input(func(s *session.Session) { s.OnRecorded(err, errors.Is(err, store.ErrSessionLost)) })
+	for i, k := 0, 0; i < len(batch); i++ {
+		cl := batch[i].cl
+		err := cl.unrecorded
+		if k < len(docs) && docs[k].ID == batch[i].doc.ID {
+			err = answers[k]
+			k++
+			if err != nil && !errors.Is(err, store.ErrClaimed) && cl.unrecorded == nil {
+				cl.unrecorded = err
+			}
+		}
+		cl.input(func(s *session.Session) { s.OnRecorded(err, errors.Is(err, store.ErrSessionLost)) })
 	}
 }
 
+// write hands session writes to the store. Once one of a client has failed, none
+// of its later ones may land: a cursor beyond a place that was not stored would
+// hide what lies between.
 func (b *Broker) write(batch []write) {
-	docs := make([]store.Write, len(batch))
+	docs := make([]store.Write, 0, len(batch))
+	sent := make([]bool, len(batch))
 	for i := range batch {
-		docs[i] = batch[i].doc
+		if cl := batch[i].cl; cl == nil || cl.unwritten == nil {
+			docs, sent[i] = append(docs, batch[i].doc), true
+		}
 	}
 	answers := b.store.Write(b.life, docs)
-	for i := range batch {
-		batch[i].done(answers[i])
+	for i, k := 0, 0; i < len(batch); i++ {
+		cl := batch[i].cl
+		var err error
+		if sent[i] {
+			err = answers[k]
+			k++
+			if cl != nil && err != nil && cl.unwritten == nil {
+				cl.unwritten = err
+			}
+		} else {
+			err = cl.unwritten
+		}
+		batch[i].done(err)
 	}
 }
 

@@ -20,7 +20,8 @@ type Sessions interface {
 	// Write carries out writes in the given order, one answer for each: nil,
 	// ErrSessionLost, or an error after which the outcome is not known. Writes
 	// of one session are given by one goroutine at a time; an answered write is
-	// durable; a write that was answered with an error never lands later.
+	// durable; a write that was answered with an error never lands later. After
+	// one write of a session has failed, the caller gives no more of its Owner.
 	Write(ctx context.Context, writes []Write) []error
 	// Watch opens the stream of sessions claimed elsewhere. It starts before
 	// any claim that begins after the return.

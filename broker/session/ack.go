@@ -26,8 +26,12 @@ func (s *Session) resend() bool {
 		s.lookUp()
 		return false
 	}
-	// The subscription may be gone; the delivery goes on.
+	// The subscription may be gone [MQTT-3.10.4-3], and the message may have
+	// expired [MQTT-4.3.3-7]; the delivery goes on.
 	r := s.match(e.m)
+	if e.Group != "" {
+		r = s.matchShared(s.shared[e.Group], e.m)
+	}
 	if s.tooLarge(e.m, match{qos: e.QoS, ids: r.ids}) && s.on(ruleLargeResend) {
 		s.popAgain(e)
 		s.do(Action{Do: Count, Dropped: DropTooLarge, QoS: e.QoS})
@@ -138,13 +142,15 @@ func (s *Session) OnAck(kind AckKind, id uint16, code Code) {
 	}
 	switch {
 	case kind == Pubrec && e == nil:
-		// [MQTT-4.3.3] the client is told, so that it can let go of its state.
+		// (section 4.3.3) the client is told, so that it can let go of its state.
 		s.do(Action{Do: SendAck, Ack: Pubrel, PacketID: id, Code: PacketIDNotFound})
 	case e == nil:
 	case kind == Puback && e.QoS == 1, kind == Pubcomp && e.QoS == 2 && e.Received:
+		// Until then it is unacknowledged [MQTT-4.3.2-3, MQTT-4.3.3-5], whatever
+		// the code [MQTT-4.4.0-2].
 		s.settle(e)
 	case kind == Pubrec && e.QoS == 2 && code >= failure:
-		s.settle(e) // [MQTT-4.3.3-4] refused by the client: no PUBREL
+		s.settle(e) // [MQTT-4.3.3-4, MQTT-4.4.0-2] refused by the client: no PUBREL
 	case kind == Pubrec && e.QoS == 2:
 		s.onPubrec(e)
 	}
@@ -152,7 +158,8 @@ func (s *Session) OnAck(kind AckKind, id uint16, code Code) {
 }
 
 // onPubrec notes that the client has the message; that is committed before
-// PUBREL leaves (S16).
+// PUBREL leaves (S16). Until then it is unacknowledged [MQTT-4.3.3-3], from then on
+// its PUBLISH is never sent again [MQTT-4.3.3-6].
 func (s *Session) onPubrec(e *entry) {
 	switch {
 	case e.Received:

@@ -39,6 +39,15 @@ const (
 	DoReplay
 	// DoWaitFor asks for a Pump once the hub has passed Place.
 	DoWaitFor
+	// DoJoin makes the session a member of Group, or tells that its options have
+	// changed: OfferShared. DoPart ends that.
+	DoJoin
+	DoPart
+	// Claimed tells the group what became of the record of the message ID, which
+	// OfferShared took. Outcome: Stored; Refused (another member has it);
+	// InDoubt (it is to be offered again: if the record is there, the next claim
+	// is refused).
+	Claimed
 	// DoClose ends the connection with Reason; what was sent before is flushed.
 	DoClose
 	// DoEnd: the session has let go of everything; nothing follows.
@@ -69,6 +78,9 @@ type Action struct {
 	Place       schema.Cursor
 	Reason      Reason
 	Dropped     Drop
+	Group       string
+	ID          schema.ID
+	Outcome     store.Outcome
 	// Again: a PUBREC for what was sent before, not for a new message.
 	Again bool
 	// At is when the message that is acknowledged was taken in, or when the

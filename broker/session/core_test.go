@@ -764,3 +764,20 @@ func TestWindowProperties(t *testing.T) {
 		}
 	})
 }
+
+// What is not in the log goes to who is subscribed now, at QoS 0.
+func TestTell(t *testing.T) {
+	t.Parallel()
+	p := newPlay(t)
+	p.o.MaximumPacketSize = 5
+	p.connect()
+	tell := func(topic, name string) {
+		p.do(func(s *Session) { s.Tell(&schema.Message{Topic: topic, Payload: []byte(name), Retain: true}) })
+	}
+	tell("$SYS/x", "m0")
+	p.subs(schema.Subscription{Filter: "#", QoS: 2}, schema.Subscription{Filter: "$SYS/+", QoS: 2, Identifier: 3, RetainAsPublished: true})
+	tell("$SYS/x", "m1")
+	tell("$SYS/x/y", "m2")
+	tell("$SYS/x", "m3 is large")
+	p.want("m1 qos 0 retain subscriptions [3]")
+}

@@ -26,6 +26,9 @@
 // Invariant: no packet id stands for two deliveries in flight; ids lie in
 // 1..window.
 //
+// Invariant: while its connection is open the session forgets nothing of its
+// state [MQTT-4.1.0-1].
+//
 // Invariant: nothing here grows without bound: the flight by the window, the
 // queue and the buffer by Options.Queue, appends by Options.ReceiveMaximum,
 // the line by the flight plus the queue.

@@ -9,7 +9,6 @@ import (
 
 	"rewindmq/schema"
 	"rewindmq/store"
-	"rewindmq/store/storetest"
 )
 
 // The tests of this file are interleavings in which a plausible design loses,
@@ -855,5 +854,3 @@ func TestHole_S3_LongestFree(t *testing.T) {
 		return p.heard()
 	}, "m2 qos 1 id 2 dup", "", "longest-free")
 }
-
-var _ = storetest.Lease

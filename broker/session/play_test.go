@@ -190,7 +190,9 @@ func (st *play) release(kind Do) {
 	})
 }
 
-func (st *play) say(format string, args ...any) { st.out = append(st.out, fmt.Sprintf(format, args...)) }
+func (st *play) say(format string, args ...any) {
+	st.out = append(st.out, fmt.Sprintf(format, args...))
+}
 
 // heard gives what left since the last call.
 func (st *play) heard() string {

@@ -53,7 +53,7 @@ func (s *Session) OnPublish(m *schema.Message, id uint16) {
 	if m.QoS == 1 && !s.spend() {
 		return
 	}
-	if p.ready && (len(s.ingest) == 0 || !s.on(ruleInOrder)) {
+	if p.ready && (len(s.ingest) == 0 && !s.asking || !s.on(ruleInOrder)) {
 		s.append(p)
 		return
 	}
@@ -63,7 +63,8 @@ func (s *Session) OnPublish(m *schema.Message, id uint16) {
 
 // onPublish2 finds out whether it is a resend, and notes a new one in the
 // session before it is appended: after any crash the resend goes under the same
-// ID, and the log takes it once [MQTT-4.3.3-10, MQTT-4.3.3-11].
+// ID, and the log takes it once [MQTT-4.3.3-10]. Whether it has expired does not
+// matter here [MQTT-4.3.3-13].
 func (s *Session) onPublish2(p *incoming) bool {
 	if in := s.inbound[p.id]; in != nil {
 		p.m.ID, p.in, p.again = in.id, in, true
@@ -95,8 +96,8 @@ func (s *Session) onPublish2(p *incoming) bool {
 	return true
 }
 
-// spend takes one of the client's quota. [MQTT-3.3.4-9] more than the server's
-// Receive Maximum ends the connection.
+// spend takes one of the client's quota: more than the server's Receive Maximum
+// ends the connection [MQTT-3.3.4-7].
 func (s *Session) spend() bool {
 	if s.o.CanRefuse && s.used >= s.o.ReceiveMaximum {
 		s.Close(ReasonReceiveMax)
@@ -118,7 +119,8 @@ func (s *Session) onInboundStored(in *inbound) {
 }
 
 // drainIngest appends what is ready, up to the first message that is not:
-// nothing overtakes (A: L10).
+// nothing overtakes (A: L10). Nor does anything overtake the SUBSCRIBE before it: a
+// message appended before Head is read would lie before the subscription (F-22).
 func (s *Session) drainIngest() {
 	if !s.on(ruleInOrder) {
 		s.ingest = slices.DeleteFunc(s.ingest, func(p incoming) bool {
@@ -129,7 +131,7 @@ func (s *Session) drainIngest() {
 		})
 		return
 	}
-	for len(s.ingest) > 0 && s.ingest[0].ready {
+	for !s.asking && len(s.ingest) > 0 && s.ingest[0].ready {
 		p := s.ingest[0]
 		s.ingest[0] = incoming{}
 		s.ingest = s.ingest[1:]
@@ -160,7 +162,8 @@ func (s *Session) OnAppended(a store.Appended) {
 	case a.Outcome == store.Stored:
 		s.acknowledge(&p, Success)
 	case a.Outcome == store.InDoubt:
-		// No answer in doubt (L9): the client sends it again elsewhere.
+		// No answer in doubt (L9): the client sends it again elsewhere
+		// ([MQTT-4.8.0-2] of 3.1.1).
 		s.Close(ReasonInDoubt)
 	case !s.o.CanRefuse || !errors.Is(a.Err, store.ErrTooLarge) && !errors.Is(a.Err, store.ErrNoSpace):
 		// Not because of the message: nothing more of this publisher is taken.
@@ -173,7 +176,7 @@ func (s *Session) OnAppended(a store.Appended) {
 func (s *Session) acknowledge(p *incoming, code Code) {
 	switch p.qos {
 	case 1:
-		s.used--
+		s.used-- // the identifier is free: the next one with it is a new message [MQTT-4.3.2-5]
 		s.do(Action{Do: SendAck, Ack: Puback, PacketID: p.id, Code: code, QoS: 1, At: p.at})
 	case 2:
 		if code >= failure {
@@ -205,7 +208,9 @@ func (s *Session) release2(id uint16, in *inbound) {
 }
 
 // OnPubrel takes PUBREL from the client: the entry is removed, and that is
-// committed, before PUBCOMP leaves [MQTT-4.3.3-11].
+// committed, before PUBCOMP leaves [MQTT-4.3.3-11]. From then on the identifier
+// stands for a new message [MQTT-4.3.3-12]. Acknowledgements bear the identifier
+// of what they answer [MQTT-2.2.1-5].
 func (s *Session) OnPubrel(id uint16) {
 	if s.closing {
 		return

@@ -63,8 +63,8 @@ func (s *Session) storeSubscription(sub *subscription) {
 	s.write(written{kind: wroteNothing}, store.PutSubscriptions{Owner: s.o.Owner, Subscriptions: []schema.Subscription{sub.document(s)}})
 }
 
-// deliverRetained delivers m with RETAIN=1 [MQTT-3.3.1-8], or passes it; false:
-// there is no room.
+// deliverRetained delivers m with RETAIN=1 ([MQTT-3.3.1-8] of 3.1.1), or passes
+// it; false: there is no room.
 func (s *Session) deliverRetained(sub *subscription, m *schema.Message) bool {
 	now := s.o.Now()
 	if m.Expired(now) || s.on(ruleRunSince) && sub.Run.Place.After(m.Mark) ||

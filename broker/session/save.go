@@ -87,7 +87,7 @@ func (s *Session) Tick(h schema.Cursor) {
 		return
 	}
 	s.Merge(h)
-	if s.o.Clean || s.saving {
+	if !s.keeps() || s.saving {
 		return
 	}
 	since := s.o.Now().Sub(s.lastSaved)
@@ -104,13 +104,13 @@ func (s *Session) Saved() bool { return !s.Dirty() && !s.saving }
 
 // Save stores the cursor now, for tests and tools.
 func (s *Session) Save() {
-	if !s.closing && !s.o.Clean && !s.saving {
+	if !s.closing && s.keeps() && !s.saving {
 		s.save()
 	}
 }
 
 func (s *Session) save() {
-	if s.o.Clean || s.saving && !s.closing {
+	if !s.keeps() || s.saving && !s.closing {
 		return
 	}
 	moved := s.runsDirty
@@ -126,7 +126,8 @@ func (s *Session) save() {
 	}
 	c := schema.SessionCursor{After: s.after.Clone(), Seq: s.rseq, Flight: make([]schema.Flight, 0, s.win.len())}
 	for _, e := range s.win.flight {
-		if e.committed {
+		// What else a clean session has in flight ends with it.
+		if e.committed && (!s.o.Clean || e.Group != "") {
 			c.Flight = append(c.Flight, e.Flight)
 		}
 	}
@@ -144,7 +145,7 @@ const (
 	ended
 )
 
-// Close ends the connection. The session waits for its records and appends, then
+// Close ends the connection; the session is kept [MQTT-3.1.2-23]. It waits for its records and appends, then
 // saves its cursor and lets go; DoEnd follows.
 func (s *Session) Close(why Reason) {
 	if s.closing {

@@ -78,12 +78,14 @@ type Session struct {
 	buffer  []*schema.Message // while attached and reading; nil: not attached, or it overflowed
 	blocked bool              // the connection takes no more for now
 
-	subs      map[string]*subscription
-	wild      []*subscription // those with wildcards
-	runs      []*subscription // those with a retained run
-	filters   []string        // of subs, in order; nil: not made yet
-	requests  []request       // SUBSCRIBE and UNSUBSCRIBE, one at a time
-	asking    bool            // DoHead is under way for requests[0]
+	subs      map[string]*subscription // without the shared ones
+	shared    map[string]*subscription // see share.go
+	sharing   bool                     // it has, or had, shared ones
+	wild      []*subscription          // those with wildcards
+	runs      []*subscription          // those with a retained run
+	filters   []string                 // of subs, in order; nil: not made yet
+	requests  []request                // SUBSCRIBE and UNSUBSCRIBE, one at a time
+	asking    bool                     // DoHead is under way for requests[0]
 	inbound   map[uint16]*inbound
 	ingest    []incoming     // read, and waiting for an inbound entry
 	appends   fifo[incoming] // in the store, in order
@@ -174,6 +176,7 @@ func (s *Session) Start() {
 		place.Merge(s.came)
 		s.do(Action{Do: DoWaitFor, Place: place})
 	}
+	s.join()
 	s.do(Action{Do: DoReplay})
 	s.Pump()
 }
@@ -214,7 +217,7 @@ func (s *Session) Queued() int { return len(s.queue) + len(s.buffer) }
 func (s *Session) Live() bool { return s.mode == live }
 
 // Subscriptions gives the number of subscriptions.
-func (s *Session) Subscriptions() int { return len(s.subs) }
+func (s *Session) Subscriptions() int { return len(s.subs) + len(s.shared) }
 
 // Pump goes on as far as the window and the connection allow.
 func (s *Session) Pump() {

@@ -53,6 +53,7 @@ type ledger struct {
 	isRun    map[uint64]bool
 	place    map[uint64]uint64 // TS of the message
 	maxSeq   uint64
+	runPlace map[schema.ID]schema.Cursor // of each run
 }
 
 func (w *world) ledger(client string, sid uint64) *ledger {
@@ -64,7 +65,7 @@ func (w *world) ledger(client string, sid uint64) *ledger {
 			last: map[orderKey]int{}, had: map[orderKey]map[int]bool{}, runs: map[schema.ID]int{}, stale: map[string][3]uint64{},
 			cover: map[string][]span{}, spans: map[string][]span{}, expect: map[string]request2{},
 			dropped: map[schema.ID]bool{}, recorded: map[schema.ID]uint64{}, records: map[uint64]schema.Delivery{},
-			saved: map[uint64]bool{}, sends: map[uint64]int{}, isRun: map[uint64]bool{}, place: map[uint64]uint64{},
+			saved: map[uint64]bool{}, sends: map[uint64]int{}, isRun: map[uint64]bool{}, place: map[uint64]uint64{}, runPlace: map[schema.ID]schema.Cursor{},
 		}
 		w.ledgers[k] = l
 		w.order = append(w.order, l)
@@ -129,6 +130,9 @@ func (o *owned) sends(a Action, e *entry) {
 		must(ok && r.MessageID == a.Message.ID && r.PacketID == a.PacketID && r.QoS == a.QoS, "P3: %s is sent and not recorded", name)
 	}
 	must(a.Dup == o.old[e.Seq], "P3: %s leaves with DUP %v, and its record is of a former connection: %v", name, a.Dup, o.old[e.Seq])
+	if place, ok := l.runPlace[e.Retained]; ok {
+		must(!place.After(e.Mark), "R3: retained %s is after the place of its run: the log brings it", name)
+	}
 	if o.c.eof || !o.c.dev.solo {
 		return
 	}

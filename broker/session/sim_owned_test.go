@@ -265,8 +265,15 @@ func (o *owned) carry(a Action) {
 		l.queue = append(l.queue, recordItem{o, *a.Delivery})
 	case DoWrite:
 		n.writer(o.client).write(o, a.Write)
-		if doc, ok := a.Write.(store.SaveCursor); ok {
+		switch doc := a.Write.(type) {
+		case store.SaveCursor:
 			o.saves(&doc.Cursor)
+		case store.PutSubscriptions:
+			for i := range doc.Subscriptions {
+				if run := doc.Subscriptions[i].Run; run != nil {
+					o.l.runPlace[run.ID] = run.Place
+				}
+			}
 		}
 	case DoAppend:
 		l := n.lanes[w.index(o.client)%2]

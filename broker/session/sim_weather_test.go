@@ -71,3 +71,55 @@ func newWeather(w *world) weather {
 }
 
 const noExpiry = ^uint32(0)
+
+// roughs are weathers that make a rule needed which the usual ones seldom need.
+var roughs = []func(*weather){
+	roughRuns, roughMoves, roughRecords, roughPending, roughClaims, roughRises, roughWills, roughWrites,
+}
+
+// roughRuns: many retained messages, and writes that fail.
+func roughRuns(x *weather) {
+	x.retain, x.subscribe, x.unsubscribe, x.cut, x.giveUp, x.neverLands, x.answerLost = 0.7, 0.04, 0, 0.02, 0.4, 0.15, 0.1
+	x.poison, x.big, x.qos, x.receiveMaximum, x.save, x.time = 0, 0, []uint8{1, 2}, []int{1}, 0.6, 0.15
+}
+
+// roughMoves: clients that move, appends that crawl.
+func roughMoves(x *weather) {
+	x.cut, x.back, x.publish, x.slow[kindAppend], x.crawl = 0.03, 0.9, 0.4, 0.4, 0.02
+	x.giveUp, x.poison, x.clean, x.qos = 0, 0, 0, []uint8{1}
+}
+
+// roughRecords: records that crawl, and cursors that are saved often.
+func roughRecords(x *weather) {
+	x.cut, x.back, x.publish, x.slow[kindRecord], x.crawl, x.time, x.save = 0.025, 0.9, 0.3, 0.3, 0.01, 0.15, 0.6
+	x.crash, x.chaos, x.clean, x.qos = 0.5, 0.01, 0, []uint8{1, 2}
+}
+
+// roughPending: runs whose records crawl.
+func roughPending(x *weather) {
+	roughRecords(x)
+	x.retain, x.subscribe, x.unsubscribe, x.publish = 0.7, 0.06, 0, 0.15
+}
+
+// roughClaims: claims that crawl, from nodes that crash.
+func roughClaims(x *weather) {
+	x.crash, x.chaos, x.slow[kindWrite], x.crawl, x.clean, x.cut, x.back = 1, 0.01, 0.5, 0.005, 0.15, 0.015, 1
+	x.expiries, x.time = []uint32{noExpiry}, 0.1
+}
+
+// roughRises: subscriptions that change their QoS, and crashes.
+func roughRises(x *weather) {
+	x.subscribe, x.publish, x.crash, x.chaos, x.time, x.clean, x.qos = 0.12, 0.4, 1, 0.015, 0.02, 0, []uint8{2}
+	x.filters, x.topics, x.retain = []string{"a"}, simTopics[:1], 0
+}
+
+// roughWills: many wills, clients that return, a keeper that is late.
+func roughWills(x *weather) {
+	x.will, x.cut, x.back, x.keep, x.slow[kindWrite], x.crawl, x.clean = 0.8, 0.06, 0.6, 0.5, 0.4, 0.05, 0
+	x.time, x.publish, x.subscribe, x.disconnect = 0.2, 0.1, 0.02, 0
+}
+
+// roughWrites: attempts that are made again, and land late.
+func roughWrites(x *weather) {
+	x.slow[kindWrite], x.again, x.crawl, x.qos, x.publish = 0.3, 0.15, 0.05, []uint8{1, 2}, 0.4
+}

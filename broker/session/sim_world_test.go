@@ -61,6 +61,7 @@ type broken struct {
 	core    rule
 	adapter adapterRule
 	model   []string
+	weather func(*weather) // makes the runs rougher where the rule is needed; nil: as they come
 }
 
 // fault is what a checker panics with.
@@ -160,6 +161,11 @@ func newWorld(seed uint64, off broken) *world {
 	w.m.Break(off.model...)
 	w.advance()
 	w.x = newWeather(w)
+	if rough := roughs[w.rng.IntN(len(roughs))]; off.weather == nil && w.chance(0.3) {
+		rough(&w.x)
+	} else if off.weather != nil {
+		off.weather(&w.x)
+	}
 	w.clients = []string{"p", "q", "r"}[:pick(w, 2, 2, 3)]
 	for _, c := range w.clients {
 		w.devices = append(w.devices, newDevice(w, c, c))
@@ -419,12 +425,18 @@ func (w *world) forget() {
 			return // nothing that old is still on its way
 		}
 	}
+	_, owner, _ := w.m.Owner(id)
+	saved := owner == 0
 	for _, n := range w.nodes {
 		for _, x := range n.owned {
 			if n.alive && x.client == id && x.epoch != o.Epoch {
 				return
 			}
+			saved = saved || n.alive && x.client == id && x.s.Saved() && x.s.writes.len() == 0 && x.s.stage == open
 		}
+	}
+	if !saved {
+		return // within that time somebody has saved it: its owner, or the keeper
 	}
 	if c, ok := w.m.Cursor(id, o.SID); ok {
 		w.trace("records of %s up to seq %d are forgotten", id, c.Seq)

@@ -25,6 +25,10 @@ type request struct {
 }
 
 func (s *Session) setSubscription(sub *subscription) {
+	if _, shared := schema.CutShare(sub.Filter); shared {
+		s.setShared(sub)
+		return
+	}
 	if s.subs == nil {
 		s.subs = make(map[string]*subscription)
 	}
@@ -39,6 +43,10 @@ func (s *Session) setSubscription(sub *subscription) {
 }
 
 func (s *Session) deleteSubscription(filter string) bool {
+	if s.shared[filter] != nil {
+		delete(s.shared, filter)
+		return true
+	}
 	old := s.subs[filter]
 	if old == nil {
 		return false
@@ -51,7 +59,7 @@ func (s *Session) deleteSubscription(filter string) bool {
 }
 
 // Subscribed tells whether filter is subscribed to, for limits.
-func (s *Session) Subscribed(filter string) bool { return s.subs[filter] != nil }
+func (s *Session) Subscribed(filter string) bool { return s.subscribed(filter) != nil }
 
 // OnSubscribe takes a SUBSCRIBE: its valid filters with their options, and the
 // codes of the whole answer in order, in which those of the valid filters hold
@@ -67,7 +75,17 @@ func (s *Session) OnUnsubscribe(id uint16, filters []string) {
 	s.nextRequest()
 }
 
-// Requests gives the number of requests that wait, for the caller's bound.
+// maximumWrites bounds the session writes under way for requests.
+const maximumWrites = 64
+
+// MayRequest tells whether a SUBSCRIBE or UNSUBSCRIBE may be read: the caller keeps
+// to it, so that neither waiting requests nor their writes grow without bound, and
+// Subscriptions speaks for all that were read before.
+func (s *Session) MayRequest() bool {
+	return s.closing || len(s.requests) == 0 && s.writes.len() < maximumWrites
+}
+
+// Requests gives the number of requests that wait.
 func (s *Session) Requests() int { return len(s.requests) }
 
 // nextRequest begins with the first request. Requests are done one at a time:
@@ -78,12 +96,16 @@ func (s *Session) nextRequest() {
 		if len(r.subscribe) > 0 {
 			// The hub matches the filters from before Head is read, so that
 			// nothing that commits after Head is processed without them.
-			filters := make([]string, len(r.subscribe))
+			filters := make([]string, 0, len(r.subscribe))
 			for i := range r.subscribe {
-				filters[i] = r.subscribe[i].Filter
+				if _, shared := schema.CutShare(r.subscribe[i].Filter); !shared {
+					filters = append(filters, r.subscribe[i].Filter)
+				}
 			}
 			s.asking = true
-			s.do(Action{Do: DoFilters, Filters: filters})
+			if len(filters) > 0 {
+				s.do(Action{Do: DoFilters, Filters: filters})
+			}
 			s.do(Action{Do: DoHead})
 			return
 		}
@@ -132,6 +154,7 @@ func (s *Session) OnHead(head schema.Cursor, err error) {
 	}
 	s.write(written{kind: wroteSubscribe, subs: subs, id: r.id, codes: r.codes}, store.PutSubscriptions{Owner: s.o.Owner, Subscriptions: docs})
 	s.nextRequest()
+	s.drainIngest()
 }
 
 // rises tells whether a subscription is replaced by one of a higher QoS. Then the
@@ -146,12 +169,13 @@ func (s *Session) rises(subs []schema.Subscription) bool {
 
 // subscribe makes one subscription of a SUBSCRIBE. A replaced one keeps its
 // place in the log, and its new options hold at once; only for what lies before
-// the replacement the highest QoS so far still holds (R6) [MQTT-3.8.4-3].
+// the replacement the highest QoS so far still holds (R6) [MQTT-3.8.4-3,
+// MQTT-3.8.4-4].
 func (s *Session) subscribe(want *schema.Subscription, place schema.Cursor) *subscription {
 	now := s.o.Now()
 	sub := &subscription{Subscription: *want}
 	sub.ID, sub.Owner, sub.Created, sub.Since = s.o.NewID(now), s.o.Owner, now, place
-	old := s.subs[want.Filter]
+	old := s.subscribed(want.Filter)
 	fresh := old == nil || old.Run != nil // a run that is not finished counts as new (R2)
 	if old != nil {
 		sub.ID, sub.Created, sub.Since = old.ID, old.Created, old.Since
@@ -161,8 +185,10 @@ func (s *Session) subscribe(want *schema.Subscription, place schema.Cursor) *sub
 		}
 		sub.Before = &schema.Before{QoS: q, UpTo: place}
 	}
-	// [MQTT-3.3.1-9, MQTT-3.3.1-10, MQTT-3.3.1-11]
-	if want.RetainHandling == 0 || want.RetainHandling == 1 && fresh {
+	_, shared := schema.CutShare(want.Filter)
+	// [MQTT-3.3.1-9, MQTT-3.3.1-10, MQTT-3.3.1-11] No retained messages for a shared
+	// subscription (section 4.8.2).
+	if !shared && (want.RetainHandling == 0 || want.RetainHandling == 1 && fresh) {
 		sub.Run = &schema.Run{ID: s.o.NewID(now), Place: place}
 		s.do(Action{Do: DoWaitFor, Place: place})
 	}
@@ -184,10 +210,14 @@ func (sub *subscription) document(s *Session) schema.Subscription {
 	return d
 }
 
-// onSubscribed: the documents are committed; SUBACK follows [MQTT-3.8.4-1].
+// onSubscribed: the documents are committed; SUBACK follows [MQTT-3.8.4-1], with
+// the identifier of its SUBSCRIBE [MQTT-3.8.4-2, MQTT-2.2.1-6].
 func (s *Session) onSubscribed(w written) {
 	for _, sub := range w.subs {
 		sub.stored = true
+		if s.shared[sub.Filter] == sub && !s.closing {
+			s.do(Action{Do: DoJoin, Group: sub.Filter})
+		}
 	}
 	if !s.closing {
 		s.do(Action{Do: SendSuback, PacketID: w.id, Codes: w.codes})
@@ -195,11 +225,19 @@ func (s *Session) onSubscribed(w written) {
 	s.Pump()
 }
 
+// unsubscribe takes filters out that are the same byte by byte [MQTT-3.10.4-1]. No
+// delivery begins for them any more [MQTT-3.10.4-2]; the flight stays
+// [MQTT-3.10.4-3]. UNSUBACK bears the identifier, also when there was nothing to
+// take out [MQTT-3.10.4-5].
 func (s *Session) unsubscribe(r request) {
 	codes := make([]Code, len(r.unsubscribe))
 	for i, f := range r.unsubscribe {
+		shared := s.shared[f] != nil
 		if !s.deleteSubscription(f) {
 			codes[i] = NoSubscriptionFound
+		}
+		if shared {
+			s.do(Action{Do: DoPart, Group: f})
 		}
 	}
 	s.do(Action{Do: DoUnfilter, Filters: r.unsubscribe})

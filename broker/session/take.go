@@ -18,7 +18,8 @@ type match struct {
 // match looks the message up in the present subscriptions, at each delivery: so
 // UNSUBSCRIBE works in the middle of a replay. Overlapping subscriptions give one
 // copy, with the highest QoS and the identifiers of all that would deliver it
-// [MQTT-3.3.4-2, MQTT-3.3.4-3].
+// [MQTT-3.3.4-2, MQTT-3.3.4-3, MQTT-3.3.4-4]. Nothing else is delivered
+// [MQTT-3.3.2-3].
 func (s *Session) match(m *schema.Message) match {
 	var r match
 	if sub := s.subs[m.Topic]; sub != nil && schema.Wildcard(sub.Filter) == "" {
@@ -41,7 +42,7 @@ func (r *match) add(s *Session, sub *subscription, m *schema.Message) {
 	if !s.on(ruleBefore) {
 		sub.Before = nil
 	}
-	q, ok := sub.Effective(m)
+	q, ok := sub.Effective(m) // [MQTT-3.8.4-8]
 	sub.Before = before
 	if !ok {
 		return
@@ -77,8 +78,9 @@ func (s *Session) room() bool {
 	return len(s.again) == 0 && !s.blocked && s.win.room() && (!s.o.Clean || s.recording.len() < s.o.Queue)
 }
 
-// take moves the session past m, delivering it if it matches; false: the window
-// has no room, m is to come again.
+// take moves the session past m, delivering it if it matches [MQTT-4.5.0-1]; false:
+// the window has no room [MQTT-4.9.0-2], m is to come again, and nothing overtakes
+// it [MQTT-4.6.0-5, MQTT-4.6.0-6].
 func (s *Session) take(m *schema.Message, isLive bool) bool {
 	if !s.taken.After(m.Mark) && s.on(ruleOfferAfter) {
 		return true // known already: a hub that lags behind does no harm
@@ -142,16 +144,18 @@ func (s *Session) record(m *schema.Message, e *entry, now time.Time) {
 	if e.PacketID != 0 {
 		s.win.add(e)
 	}
-	e.committed = s.o.Clean
-	if s.o.Clean {
+	e.committed = s.o.Clean && e.Group == ""
+	if e.committed {
 		s.sendEntry(e, false)
 	}
 	s.recording.push(e)
 	s.do(Action{Do: DoRecord, Delivery: &schema.Delivery{
 		ID: s.o.NewID(now), Owner: s.o.Owner, Seq: e.Seq, Topic: m.Topic, MessageID: m.ID, Mark: m.Mark,
-		PacketID: e.PacketID, QoS: e.QoS, Retained: e.Retained, Dropped: e.dropped, Host: s.o.Host, Created: now,
+		PacketID: e.PacketID, QoS: e.QoS, Retained: e.Retained, Group: e.Group, Dropped: e.dropped, Host: s.o.Host, Created: now,
 	}})
-	s.follow(step{kind: stepRecord, e: e})
+	if e.Group == "" { // a group's message does not stand in this session's line
+		s.follow(step{kind: stepRecord, e: e})
+	}
 	if !s.on(ruleRecordFirst) && e.PacketID != 0 && !s.o.Clean {
 		s.sendEntry(e, false)
 	}
@@ -162,6 +166,11 @@ func (s *Session) record(m *schema.Message, e *entry, now time.Time) {
 // error.
 func (s *Session) OnRecorded(err error, lost bool) {
 	e := s.recording.pop()
+	if e.Group != "" && s.onClaimed(e, err) {
+		s.finish()
+		s.Pump()
+		return
+	}
 	switch {
 	case err != nil && lost && !s.on(ruleFencedSilent):
 	case err != nil:
@@ -192,8 +201,10 @@ func (s *Session) OnRecorded(err error, lost bool) {
 	s.Pump()
 }
 
-// sendEntry sends a delivery. [MQTT-3.3.1-1] DUP is 0 on a first attempt; a
-// record that a former connection left counts as an attempt.
+// sendEntry sends a delivery. [MQTT-3.3.1-1, MQTT-3.3.1-3, MQTT-4.3.2-2,
+// MQTT-4.3.3-2] DUP is 0 on a first attempt; a record that a former connection left
+// counts as an attempt. RETAIN as the subscription asks [MQTT-3.3.1-12,
+// MQTT-3.3.1-13].
 func (s *Session) sendEntry(e *entry, dup bool) {
 	if s.closing {
 		return

@@ -20,7 +20,10 @@ type entry struct {
 	receiving bool // MarkReceived is under way
 }
 
-// window is the flight and its packet ids.
+// window is the flight and its packet ids: each new delivery gets one that nothing
+// in flight has [MQTT-2.2.1-4, MQTT-4.3.2-1, MQTT-4.3.3-1], and there are no more
+// of them than the client's Receive Maximum [MQTT-3.3.4-9, MQTT-4.9.0-2]. All else
+// goes on when it is full [MQTT-3.3.4-10, MQTT-4.9.0-3].
 //
 // Invariant: byID holds exactly the entries of flight; flight ascends by Seq.
 type window struct {

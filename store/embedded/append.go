@@ -57,14 +57,16 @@ func (c *committer) stageMessages(it *item, msgs []*schema.Message, answers []st
 	}
 	for i, m := range msgs {
 		a := &answers[i]
-		if err := c.admit(it.p, m); err != nil {
-			c.refuse(it.p, answers[i:i+1], err)
-			continue
-		}
+		// First: what is stored is never said to be refused, though there is no
+		// room for anything new.
 		if n, ok, err := c.repeated(it.p, m); err != nil {
 			return err
-		} else if ok {
+		} else if ok && !it.p.Failed() {
 			*a = store.Appended{Outcome: store.Stored, Mark: schema.Mark{Lane: 1, N: n}}
+			continue
+		}
+		if err := c.admit(it.p, m); err != nil {
+			c.refuse(it.p, answers[i:i+1], err)
 			continue
 		}
 		if err := c.stageMessage(it.p, m); err != nil {
