@@ -40,12 +40,6 @@ func (l *lane[T]) put(item T) bool {
 	return true
 }
 
-func (l *lane[T]) len() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.items)
-}
-
 // run calls do with each batch until ctx ends and nothing waits.
 func (l *lane[T]) run(ctx context.Context, do func(batch []T)) {
 	var batch []T

@@ -83,7 +83,7 @@ func openHouse(t *testing.T, s store.Store, o Options) *house {
 		cancel()
 		stopStore()
 		for range 3 {
-			<-done
+			_ = <-done // a killed store ends as it likes
 		}
 	}
 	t.Cleanup(h.stop)

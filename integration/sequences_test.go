@@ -275,7 +275,7 @@ func (q *sequence) expect(raw []byte) error {
 	}
 	second, err := q.next()
 	if err != nil || meaning(second) != meaning(want) {
-		return fmt.Errorf("got %s, then %v, want %s", meaning(got), err, meaning(want))
+		return fmt.Errorf("got %s, then %s (%w), want %s", meaning(got), meaning(second), err, meaning(want))
 	}
 	q.early = append(q.early, got)
 	return nil

@@ -102,7 +102,6 @@ func (r *lineRead) Close() error {
 
 // target is a session on a line.
 type target struct {
-	mu      sync.Mutex
 	at      uint64
 	upTo    []uint64 // of each Attach; none left: the session has ended
 	filters []string

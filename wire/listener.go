@@ -43,7 +43,7 @@ const (
 	maxBackoff = time.Second
 )
 
-// Listener is a bound socket that accepts MQTT connections, bare (tcp) or in WebSocket frames (ws). [MQTT-4.2.0-1]
+// Listener is a bound socket that accepts MQTT connections, bare (tcp) or in WebSocket frames (ws) [MQTT-4.2.0-1].
 type Listener struct {
 	scheme string
 	ln     net.Listener

@@ -7,9 +7,10 @@ import (
 )
 
 const (
-	// DefaultMaxPacketSize and LimitMaxPacketSize are in bytes, for the whole packet.
+	// DefaultMaxPacketSize is in bytes, for the whole packet.
 	DefaultMaxPacketSize = 1 << 20
-	LimitMaxPacketSize   = 8 << 20
+	// LimitMaxPacketSize is the most that can be asked for.
+	LimitMaxPacketSize = 8 << 20
 
 	// An idle connection holds a buffer of smallBuffer bytes. One that streams reads through largeBuffer until
 	// smallReads reads in a row would have fitted into the small one.

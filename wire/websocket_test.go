@@ -144,7 +144,7 @@ func TestWebSocketFragments(t *testing.T) {
 		t.Errorf("ping: %v", err)
 	}
 	ws.CloseNow() //nolint:errcheck // ends the read
-	<-got
+	_ = <-got
 }
 
 // TestWebSocketTextFrame: it closes the connection, and the reader says why [MQTT-6.0.0-1].
@@ -261,7 +261,7 @@ func TestWebSocketStalledWrite(t *testing.T) {
 		ws := dialFrames(t, l, "/", nil, "mqtt")
 		free(<-started)
 		select {
-		case <-result:
+		case _ = <-result:
 		case <-time.After(deadline):
 			t.Errorf("%s: the write is still stalled", name)
 		}

@@ -25,7 +25,7 @@ func (p *play) subs(subs ...schema.Subscription) {
 }
 
 // [MQTT-3.3.4-2, MQTT-3.3.4-3, MQTT-3.8.3-3, MQTT-3.3.1-12, MQTT-3.3.1-13,
-// MQTT-4.7.2-1]
+// MQTT-4.7.2-1].
 func TestMatching(t *testing.T) {
 	t.Parallel()
 	type sub = schema.Subscription
@@ -64,7 +64,7 @@ func TestMatching(t *testing.T) {
 	}
 }
 
-// [MQTT-3.3.1-9, MQTT-3.3.1-10, MQTT-3.3.1-11]
+// [MQTT-3.3.1-9, MQTT-3.3.1-10, MQTT-3.3.1-11].
 func TestRetainHandling(t *testing.T) {
 	t.Parallel()
 	for handling, want := range []string{"r qos 1 id 1 retain, SUBACK 2 [1], r qos 1 id 2 retain", "r qos 1 id 1 retain, SUBACK 2 [1]", "SUBACK 2 [1]"} {

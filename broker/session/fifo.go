@@ -35,5 +35,3 @@ func (f *fifo[T]) pop() T {
 	}
 	return v
 }
-
-func (f *fifo[T]) front() *T { return &f.items[f.head] }

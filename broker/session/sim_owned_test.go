@@ -1,6 +1,7 @@
 package session
 
 import (
+	"errors"
 	"slices"
 	"time"
 
@@ -231,7 +232,7 @@ func (o *owned) input(do func(*Session)) {
 
 func (o *owned) recorded(err error) {
 	o.recordFailed = o.recordFailed || err != nil
-	o.input(func(s *Session) { s.OnRecorded(err, err == store.ErrSessionLost) })
+	o.input(func(s *Session) { s.OnRecorded(err, errors.Is(err, store.ErrSessionLost)) })
 }
 
 func (o *owned) carry(a Action) {

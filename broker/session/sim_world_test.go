@@ -140,7 +140,6 @@ type world struct {
 type claimNote struct {
 	client string
 	tick   int
-	idle   int // ticks in which nothing could be done, at rest
 	fresh  bool
 	c      *conn
 }

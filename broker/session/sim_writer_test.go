@@ -138,7 +138,7 @@ func (q *queueWriter) write(o *owned, doc store.Write) {
 		name: q.describe(doc),
 		do: func(bool) any {
 			if o.writeFailed && w.on(ruleWriteStops) {
-				return error(errDoubt)
+				return errDoubt
 			}
 			return w.writeOf(o, doc)
 		},

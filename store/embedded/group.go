@@ -276,7 +276,7 @@ func (l *Log) OpenGroup(ctx context.Context, name string) (store.Group, error) {
 	start := time.Now()
 	// One snapshot: between two reads a claim might move.
 	snapshot := l.db.NewSnapshot()
-	defer snapshot.Close()
+	defer func() { _ = snapshot.Close() }()
 	g, err := loadGroup(snapshot, name)
 	l.observe("open_group", start, err)
 	switch {

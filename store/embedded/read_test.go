@@ -293,7 +293,7 @@ func TestReadClosedEarly(t *testing.T) {
 	if err := m.Close(); err != nil {
 		t.Error(err)
 	}
-	if _, err := m.Next(context.Background()); err != io.EOF {
+	if _, err := m.Next(context.Background()); !errors.Is(err, io.EOF) {
 		t.Errorf("after Close: %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"errors"
 	"context"
 	"fmt"
 	"io"
@@ -398,7 +399,7 @@ func TestRetentionUnderAnOpenRead(t *testing.T) {
 		r.housekeep() // two days go
 		n := 1
 		for {
-			if _, err := m.Next(ctx); err == io.EOF {
+			if _, err := m.Next(ctx); errors.Is(err, io.EOF) {
 				break
 			} else if err != nil {
 				t.Fatalf("%s: after %d: %v", filter, n, err)

@@ -22,11 +22,11 @@ func TestSmallFileSystem(t *testing.T) {
 	if root == "" {
 		t.Skip("REWINDMQ_TEST_SMALLFS is not set")
 	}
-	dir, err := os.MkdirTemp(root, "log")
+	dir, err := os.MkdirTemp(root, "log") //nolint:usetesting // the file system is chosen by the variable
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	ballast := filepath.Join(root, "ballast")
 	free, _, err := diskUsage(vfs.Default)(root)
 	if err != nil {
@@ -35,7 +35,7 @@ func TestSmallFileSystem(t *testing.T) {
 	if err := os.WriteFile(ballast, make([]byte, free/3), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	defer os.Remove(ballast)
+	defer func() { _ = os.Remove(ballast) }()
 	r := start(t, Options{FS: vfs.Default, Dir: filepath.Join(dir, "data")})
 	p := &store.Publisher{Owner: schema.Owner{SID: 1}}
 	noise := make([]byte, 1<<20)
