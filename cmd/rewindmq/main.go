@@ -87,7 +87,7 @@ func newRoot(assemble assembler) *cobra.Command {
 		SilenceUsage:  true,
 	}
 	root.AddCommand(
-		newServe(assemble), newPub(), newSub(), newBackup(), newConfig(), newHealthcheck(), newVersion(),
+		newServe(assemble), newPub(), newSub(), newBackup(), newConfig(), newSchema(), newHealthcheck(), newVersion(),
 	)
 	return root
 }

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -39,11 +40,43 @@ func TestReadme(t *testing.T) {
 	if commands < 10 {
 		t.Errorf("only %d commands were found", commands)
 	}
-	for _, link := range regexp.MustCompile(`\]\(([^):]+)\)`).FindAllStringSubmatch(string(text), -1) {
-		if _, err := os.Stat(filepath.Join(root, link[1])); err != nil {
-			t.Errorf("the link %s leads nowhere: %v", link[1], err)
+	for _, page := range []string{"README.md", "docs/mongodb.md", "docs/operations.md"} {
+		for _, broken := range brokenLinks(t, root, page) {
+			t.Error(broken)
 		}
 	}
+}
+
+// brokenLinks gives the links of a page that lead to no file, or to no heading in it.
+func brokenLinks(t *testing.T, root, page string) []string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(root, page))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var broken []string
+	for _, link := range regexp.MustCompile(`\]\(([^):]+)\)`).FindAllStringSubmatch(string(text), -1) {
+		path, anchor, hasAnchor := strings.Cut(link[1], "#")
+		target := filepath.Join(root, page)
+		if path != "" {
+			target = filepath.Join(root, filepath.Dir(page), path)
+		}
+		there, err := os.ReadFile(target)
+		if err != nil || (hasAnchor && !slices.Contains(anchors(string(there)), anchor)) {
+			broken = append(broken, page+": the link "+link[1]+" leads nowhere")
+		}
+	}
+	return broken
+}
+
+// anchors gives the names of a page's headings in links.
+func anchors(text string) []string {
+	var list []string
+	for _, h := range regexp.MustCompile(`(?m)^#+ (.+)$`).FindAllStringSubmatch(text, -1) {
+		name := regexp.MustCompile(`[^a-z0-9 _-]`).ReplaceAllString(strings.ToLower(h[1]), "")
+		list = append(list, strings.ReplaceAll(name, " ", "-"))
+	}
+	return list
 }
 
 // words cuts a line as a shell does, with single quotes only.

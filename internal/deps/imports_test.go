@@ -28,7 +28,7 @@ var layers = []layer{
 	{"replay", []string{"schema", "store"}, []string{"store/storetest", "store/embedded"}, "replay does not know the hub: the broker hands Attach to it as a function"},
 	{
 		"broker",
-		[]string{"schema", "store", "wire", "fanout", "replay", "broker/session"},
+		[]string{"schema", "store", "wire", "fanout", "replay", "broker/session", "broker/group"},
 		[]string{"store/storetest", "store/embedded"},
 		"the broker knows MQTT and the contract, but no store: which one it gets is decided in cmd",
 	},
@@ -39,6 +39,12 @@ var layers = []layer{
 		"the protocol core decides and does nothing: no network, no store, so that a simulation can drive it",
 	},
 	{
+		"broker/group",
+		[]string{"schema", "store", "broker/session"},
+		[]string{"store/storetest"},
+		"a group decides and does nothing, as the protocol core",
+	},
+	{
 		"cmd",
 		[]string{"schema", "store", "store/embedded", "store/mongo", "wire", "fanout", "replay", "broker"},
 		[]string{"store/storetest"},
@@ -46,13 +52,16 @@ var layers = []layer{
 	},
 	{
 		"integration",
-		[]string{"schema", "store", "store/embedded", "store/mongo", "integration"},
+		[]string{"schema", "store", "store/embedded", "store/mongo", "integration", "integration/mongod"},
 		[]string{"wire", "cmd"},
 		"integration looks from outside, at processes and at what they stored",
 	},
 	{"integration/mongod", nil, nil, "starting a mongod has nothing to do with the broker"},
 	{"bench", nil, []string{"schema", "store", "store/embedded", "store/mongo", "wire", "fanout", "replay", "broker"}, "measurements are tests"},
+	{"deploy", nil, []string{"integration/mongod"}, "it looks at files and at processes from outside"},
+	{"docs/examples", nil, nil, "an example stands alone, as in its reader's program"},
 	{"internal/deps", nil, nil, "the rules know nobody"},
+	{"internal/conformance", nil, nil, "it reads sources as text"},
 }
 
 // fence says who may import something from outside the module.
@@ -65,8 +74,8 @@ type fence struct {
 
 var fences = []fence{
 	{"github.com/mochi-mqtt", []string{"wire"}, nil, "its codec has known faults, which wire contains; its engine loses messages"},
-	{"go.mongodb.org", []string{"store/mongo", "cmd", "integration"}, []string{"bench"}, "only a store may know its database"},
-	{"github.com/cockroachdb", []string{"store/embedded"}, []string{"bench", "integration"}, "only a store may know its engine"},
+	{"go.mongodb.org", []string{"store/mongo", "cmd", "integration", "docs/examples"}, []string{"bench", "deploy"}, "only a store may know its database"},
+	{"github.com/cockroachdb", []string{"store/embedded"}, []string{"bench", "integration", "broker"}, "only a store may know its engine"},
 	{"github.com/eclipse/paho.golang", []string{"cmd"}, []string{"*"}, "it is the client's side of the protocol"},
 	{"github.com/spf13", []string{"cmd"}, nil, "the command line ends in cmd"},
 	{"github.com/knadh", []string{"cmd"}, nil, "the configuration is known to cmd alone; packages have options"},
@@ -76,6 +85,7 @@ var fences = []fence{
 	{"github.com/rogpeppe", nil, []string{"cmd"}, "it drives command lines in tests"},
 	{"pgregory.net/rapid", nil, []string{"*"}, "it makes up inputs for tests"},
 	{"go.uber.org/goleak", nil, []string{"*"}, "it looks for leaks in tests"},
+	{"github.com/compose-spec", nil, []string{"deploy"}, "it loads docker-compose.yml in tests"},
 	{"testing", []string{"store/storetest"}, []string{"*"}, "test code stays out of the program"},
 	{"github.com/stretchr", nil, nil, "tests say got and want in plain Go"},
 }
@@ -87,6 +97,7 @@ var bans = []struct {
 	why  string
 }{
 	{"broker/session", []string{"net", "os", "sync", "context", "time/tzdata", "go.uber.org/zap", "github.com/prometheus"}, "the protocol core has no I/O, no goroutines and no clock of its own"},
+	{"broker/group", []string{"net", "os", "sync", "context", "time/tzdata", "go.uber.org/zap", "github.com/prometheus"}, "a group has no I/O, no goroutines and no clock of its own"},
 	{"schema", []string{"net", "os", "context", "go.uber.org", "github.com", "go.mongodb.org"}, "what is recorded is data: the standard library and tags are enough"},
 }
 
@@ -169,7 +180,7 @@ func reached(g graph) []string {
 	for path := range g {
 		for to := range g.reach(path) {
 			switch {
-			case strings.HasPrefix(to, "go.mongodb.org") && !withinAny(path, []string{"store/mongo", "cmd", "integration"}):
+			case strings.HasPrefix(to, "go.mongodb.org") && !withinAny(path, []string{"store/mongo", "cmd", "integration", "docs/examples"}):
 				broken = append(broken, path+" reaches the MongoDB driver: only a store may know its database")
 			case within(to, "store/storetest") && within(path, "cmd"):
 				broken = append(broken, path+" reaches store/storetest: the tests' tools have no place in the program")
@@ -222,6 +233,8 @@ func TestImportRulesNotice(t *testing.T) {
 		{"broker", "rewindmq/broker/session", false, ""},
 		{"broker/session", "rewindmq/wire", false, "decides and does nothing"},
 		{"broker/session", "net", false, "no I/O"},
+		{"broker/group", "sync", false, "no I/O"},
+		{"broker/group", "rewindmq/fanout", false, "decides and does nothing"},
 		{"broker/session", "net", true, ""},
 		{"broker/session", "sync/atomic", false, "no I/O"},
 		{"broker", "go.mongodb.org/mongo-driver/v2/mongo", false, "only a store may know its database"},

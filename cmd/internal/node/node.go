@@ -112,18 +112,14 @@ func (n *Node) openMongo(c *config.Config, reg prometheus.Registerer, log *zap.L
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
 	defer cancel()
-	m := &c.Store.Mongo
-	s, err := mongo.Open(ctx, mongo.Options{
-		URI: c.Store.URL, Database: m.Database, Node: n.name, Lanes: m.Lanes, Hold: time.Duration(c.Append.Hold),
-		Collections:    mongo.Names{Message: m.Message, Subscription: m.Subscription, PublishedMessage: m.PublishedMessage},
-		RetainMessages: time.Duration(c.Store.Retention.Messages), RetainRecords: time.Duration(c.Store.Retention.Records),
-		NoStreams: !m.Streams, Log: log.Named("store"), Metrics: metrics,
-	})
+	o := mongoOptions(c, log)
+	o.Node, o.Metrics = n.name, metrics
+	s, err := mongo.Open(ctx, o)
 	if err != nil {
 		return err
 	}
 	n.store = s
-	n.where = "MongoDB at " + config.Redact(c.Store.URL) + ", database " + m.Database
+	n.where = "MongoDB at " + config.Redact(c.Store.URL) + ", database " + o.Database
 	return nil
 }
 
@@ -170,7 +166,7 @@ func ExitCode(err error) exit.Code {
 	case errors.Is(err, store.ErrFormat):
 		return exit.Config
 	}
-	return exit.Failed
+	return mongoCode(err)
 }
 
 // StoreText says in one line where the messages are.
