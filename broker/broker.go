@@ -43,6 +43,7 @@ type Broker struct {
 	records    recordLanes
 	writes     writeLanes
 	claims     claimLane
+	shares     shares
 	scratch    scratchPool
 	buffers    bufferPool
 
@@ -84,6 +85,7 @@ func New(s store.Store, o Options) (*Broker, error) {
 		b.poke = p.Poke
 	}
 	b.tasks.init()
+	b.shares = shares{b: b, by: make(map[string]*share)}
 	b.life, b.kill = context.WithCancel(context.Background())
 	b.hub = fanout.New(s, fanout.Options{CacheBytes: o.HubCacheBytes, Observe: b.projection.observe, Metrics: o.Hub})
 	b.source = b.hub.Source(s)
@@ -167,6 +169,7 @@ func (b *Broker) letGo() {
 	for {
 		all := b.roster.all(nil)
 		if len(all) == 0 {
+			b.shares.wait(deadline)
 			return
 		}
 		for _, cl := range all {

@@ -35,7 +35,8 @@ type client struct {
 
 	mu         sync.Mutex
 	s          *session.Session // nil until the session is claimed
-	kicked     session.Reason   // asked to end before it was claimed
+	kicked     session.Reason   // asked to end before CONNACK
+	opened     bool             // CONNACK was sent
 	gone       bool             // DoEnd was carried out
 	publisher  *store.Publisher
 	membership *fanout.Membership
@@ -275,7 +276,7 @@ func (cl *client) end() {
 // server ends.
 func (cl *client) takeOver(why session.Reason) {
 	cl.mu.Lock()
-	if cl.s == nil {
+	if !cl.opened { // its own connection ends it: CONNACK says why
 		cl.kicked = why
 		cl.mu.Unlock()
 		return

@@ -18,6 +18,10 @@ import (
 // store is handed over.
 const readBatch = 64
 
+// slowest is how many bytes of a packet must come in a second, once it has taken
+// longer than the keep alive.
+const slowest = 128
+
 // conn is one network connection. Its fields are the reading goroutine's, but
 // for the outbox and the waker.
 type conn struct {
@@ -34,6 +38,7 @@ type conn struct {
 	problem      bool // reason strings may be sent
 	alias        aliases
 	noAnswer     bool // DISCONNECT was read: nothing is sent any more
+	surplus      bool // there are too many connections: CONNECT is refused
 	clientExpiry uint32
 	// maximumPacketSize is what the client takes, in bytes; 0: anything.
 	maximumPacketSize int
@@ -41,7 +46,12 @@ type conn struct {
 	// 1.5 times its keep alive; 0: for ever.
 	idle  time.Duration
 	armed time.Time
-	held  int // packets since appends were handed over
+	// begun is when the wait for the present packet began, and arrived how many
+	// bytes have come since; whole: that packet is complete, the next Read begins.
+	begun   time.Time
+	arrived int
+	whole   bool
+	held    int // packets since appends were handed over
 
 	reasonMu sync.Mutex
 	reason   string // why the connection ended, for the log and the metric
@@ -50,12 +60,14 @@ type conn struct {
 // Serve runs one connection until it has ended, and closes it. The listener
 // calls it in a goroutine of the connection's own.
 func (b *Broker) Serve(listener string, nc net.Conn) {
-	if !b.admit() {
-		_ = nc.Close()
+	n := b.connections.Add(1)
+	defer b.connections.Add(-1)
+	limit := int64(b.o.Connections)
+	if n > limit+max(limit/16, 16) {
+		_ = nc.Close() // too many even to tell them
 		return
 	}
-	defer b.connections.Add(-1)
-	c := &conn{b: b, nc: nc, listener: listener, problem: true, idle: b.o.ConnectTimeout}
+	c := &conn{b: b, nc: nc, listener: listener, problem: true, idle: b.o.ConnectTimeout, surplus: n > limit}
 	c.ctx, c.cancel = context.WithCancel(b.life)
 	defer c.cancel()
 	c.out.init(nc, &b.tasks, &b.buffers, b.o.OutboxBytes)
@@ -77,7 +89,8 @@ func (c *conn) aside(fn func() error) error {
 // Read reads from the network for the packet reader, and judges keep alive: only
 // here, so that it is not judged while the broker itself does not read
 // [MQTT-3.1.2-22]. Any byte that arrives counts, since a large packet may take
-// longer than the keep alive on a slow link (F-23).
+// longer than the keep alive on a slow link (F-23); but a packet that comes in
+// slower than slowest is not waited for, and CONNECT has its time-out and no more.
 //
 // Nothing more has arrived when this is called: what the packets before asked of
 // the store is handed over together.
@@ -88,17 +101,34 @@ func (c *conn) Read(p []byte) (int, error) {
 	if c.idle > 0 {
 		if now := time.Now(); now.Sub(c.armed) > c.idle/16 {
 			c.armed = now
-			if err := c.nc.SetReadDeadline(now.Add(c.idle)); err != nil {
+			if err := c.nc.SetReadDeadline(c.deadline(now)); err != nil {
 				return 0, err
 			}
 		}
 	}
-	return c.nc.Read(p)
+	n, err := c.nc.Read(p)
+	c.arrived += n
+	return n, err
+}
+
+// deadline tells until when the next byte must have come.
+func (c *conn) deadline(now time.Time) time.Time {
+	if c.whole || c.begun.IsZero() {
+		c.whole, c.begun, c.arrived = false, now, 0
+	}
+	if c.cl == nil { // before CONNECT
+		return c.begun.Add(c.idle)
+	}
+	silence, rate := now.Add(c.idle), c.begun.Add(c.idle+time.Duration(c.arrived)*time.Second/slowest)
+	if rate.Before(silence) {
+		return rate
+	}
+	return silence
 }
 
 // setIdle changes how long the peer may be silent.
 func (c *conn) setIdle(d time.Duration) {
-	c.idle, c.armed = d, time.Time{}
+	c.idle, c.armed, c.begun = d, time.Time{}, time.Time{}
 	if d == 0 {
 		_ = c.nc.SetReadDeadline(time.Time{})
 	}
@@ -129,6 +159,7 @@ func (c *conn) readLoop() error {
 		if err != nil {
 			return err
 		}
+		c.whole = true
 		if err := c.on(p); err != nil {
 			return err
 		}
@@ -171,6 +202,7 @@ func (c *conn) on(p wire.Packet) error {
 	case *wire.Unsubscribe:
 		return c.onUnsubscribe(p)
 	case *wire.Pingreq:
+		c.b.poke()
 		c.out.put(wire.AppendPingresp) // [MQTT-3.12.4-1]
 		return nil
 	case *wire.Disconnect:
@@ -213,12 +245,14 @@ func (c *conn) conclude(err error) (gone bool) {
 	return gone
 }
 
-// fail sends DISCONNECT with the reason, if the protocol has it [MQTT-4.13.1-1].
-// Before CONNACK nothing but a CONNACK is sent.
+// fail sends DISCONNECT with the reason, if the protocol has it [MQTT-4.13.1-1,
+// MQTT-4.13.2-1]. Before CONNACK nothing but a CONNACK is sent [MQTT-3.14.0-1].
+// Nothing follows it, and the connection is closed [MQTT-3.14.4-1, MQTT-3.14.4-2].
+// No reason string is sent, whatever the client allows [MQTT-3.1.2-29].
 func (c *conn) fail(code wire.ReasonCode) {
 	c.setReason(code.String())
 	if c.version == wire.V5 && c.cl != nil && !c.noAnswer {
-		c.out.put(func(b []byte) []byte { return wire.AppendDisconnect(b, c.version, code, "") })
+		c.out.last(func(b []byte) []byte { return wire.AppendDisconnect(b, c.version, code, "") })
 	}
 }
 
@@ -231,8 +265,13 @@ func (c *conn) disconnect(why session.Reason) {
 		return
 	}
 	c.setReason(string(why))
-	if c.version == wire.V5 {
-		c.out.put(func(b []byte) []byte { return wire.AppendDisconnect(b, c.version, codeOf(why), "") })
+	switch {
+	case !c.cl.opened: // [MQTT-3.14.0-1]
+		c.out.last(func(b []byte) []byte {
+			return wire.AppendConnack(b, c.version, &wire.Connack{Code: wire.ServerUnavailable})
+		})
+	case c.version == wire.V5:
+		c.out.last(func(b []byte) []byte { return wire.AppendDisconnect(b, c.version, codeOf(why), "") })
 	}
 	c.out.close()
 	c.cancel()
@@ -293,12 +332,15 @@ func (c *conn) linger() {
 // the session lets go by itself.
 func (cl *client) detach() {
 	cl.mu.Lock()
-	owned := cl.s != nil
+	owned, opened := cl.s != nil, cl.opened
 	cl.mu.Unlock()
 	if !owned {
 		return
 	}
 	cl.input(func(s *session.Session) { s.Close(session.ReasonDetached) })
+	if !opened {
+		return // never told that it was connected, nor counted
+	}
 	why := cl.c.endReason()
 	cl.b.m.disconnected(why)
 	cl.b.o.Log.Info("connection closed", zap.String("client", cl.id), zap.String("remote", remote(cl.c.nc)), zap.String("reason", why))

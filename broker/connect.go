@@ -19,7 +19,8 @@ import (
 var errRefused = errors.New("broker: CONNECT refused")
 
 // connect reads CONNECT, claims the session and answers CONNACK. Nothing of what
-// the client has sent behind its CONNECT is looked at before [MQTT-3.1.4-5].
+// the client has sent behind its CONNECT is looked at before [MQTT-3.1.4-6; 3.1.1:
+// 3.1.4-5].
 func (c *conn) connect() error {
 	p, err := c.reader.ReadPacket()
 	if err != nil {
@@ -39,19 +40,18 @@ func (c *conn) connect() error {
 		return c.refuse(con.Version, code)
 	}
 	connack := &wire.Connack{
-		ReceiveMaximum: uint16(c.b.o.ReceiveMaximum), MaximumPacketSize: uint32(c.b.o.MaximumPacketSize), SharedUnavailable: true,
+		ReceiveMaximum: uint16(c.b.o.ReceiveMaximum), MaximumPacketSize: uint32(c.b.o.MaximumPacketSize),
 		TopicAliasMaximum: aliasesIn,
 	}
 	id := con.ClientID
-	if id == "" { // [MQTT-3.1.3-6, MQTT-3.1.3-7]
+	if id == "" { // [MQTT-3.1.3-6, MQTT-3.1.3-7, MQTT-3.2.2-16]
 		id = "auto-" + c.b.ids.Next(c.b.now()).String()
 		connack.AssignedClientID = id
 	}
 	claimed, err := c.claim(id, con)
 	switch {
 	case errors.Is(err, errTakenOver):
-		c.setReason("takeover")
-		return c.refuse(con.Version, wire.SessionTakenOver)
+		return c.refuse(con.Version, wire.ServerBusy)
 	case c.ctx.Err() != nil:
 		return c.ctx.Err()
 	case err != nil:
@@ -64,7 +64,9 @@ func (c *conn) connect() error {
 	return c.open(con, connack, claimed)
 }
 
-// refuse answers CONNECT with a failure and ends the connection [MQTT-3.2.2-7].
+// refuse answers CONNECT with a failure and ends the connection [MQTT-3.2.2-7,
+// MQTT-3.1.4-1, MQTT-3.1.4-2, MQTT-4.13.2-1; 3.1.1: 3.1.4-1]. What 3.1.1 has no
+// code for is closed without an answer.
 func (c *conn) refuse(v wire.Version, code wire.ReasonCode) error {
 	c.setReason(code.String())
 	c.b.m.connects(c.listener, code)
@@ -74,13 +76,15 @@ func (c *conn) refuse(v wire.Version, code wire.ReasonCode) error {
 	return errRefused
 }
 
-// judgeConnect tells whether a CONNECT can be served.
+// judgeConnect tells whether a CONNECT can be served. Any client id that is
+// well-formed is taken [MQTT-3.1.3-5]; another is refused [MQTT-3.1.3-8; 3.1.1:
+// 3.1.3-9].
 func (c *conn) judgeConnect(p *wire.Connect) wire.ReasonCode {
 	b := c.b
 	switch {
 	case p.AuthMethod != "": // [MQTT-4.12.0-1]
 		return wire.BadAuthenticationMethod
-	case p.ClientID == "" && p.Version != wire.V5 && !p.CleanStart: // [MQTT-3.1.3-8]
+	case p.ClientID == "" && p.Version != wire.V5 && !p.CleanStart: // [MQTT-3.1.3-8] of 3.1.1
 		return wire.ClientIdentifierNotValid
 	case p.ClientID == "" && p.Version == wire.V31, !utf8.ValidString(p.ClientID):
 		return wire.ClientIdentifierNotValid
@@ -88,7 +92,7 @@ func (c *conn) judgeConnect(p *wire.Connect) wire.ReasonCode {
 		return wire.TopicNameInvalid
 	case p.Will != nil && p.Will.Retain && !b.projection.admits(p.Will.Topic, len(p.Will.Payload)):
 		return wire.QuotaExceeded
-	case b.full():
+	case c.surplus:
 		return wire.QuotaExceeded
 	case b.draining():
 		return wire.ServerUnavailable
@@ -96,7 +100,12 @@ func (c *conn) judgeConnect(p *wire.Connect) wire.ReasonCode {
 	return wire.Success
 }
 
-// claim makes this node, and this connection, the session's owner.
+// claim makes this node, and this connection, the session's owner. The client id
+// alone says which session it is [MQTT-3.1.3-2]; the store discards the old one, or
+// goes on with it, as CONNECT asks [MQTT-3.1.4-4, MQTT-3.1.2-4 to -6; 3.1.1:
+// 3.1.2-4, 3.1.2-6], and keeps the will with it [MQTT-3.1.2-7]. No will, none
+// kept: [MQTT-3.1.2-12] of 3.1.1. A will of the connection before whose delay is
+// not over is dropped there [MQTT-3.1.3-9].
 func (c *conn) claim(id string, p *wire.Connect) (*store.Claimed, error) {
 	cl := c.b.newClient(id, c)
 	taken, err := c.b.roster.enter(c.ctx, cl)
@@ -141,7 +150,8 @@ func will(w *wire.Will) *schema.Will {
 	}
 }
 
-// agree settles what CONNACK tells of limits.
+// agree settles what CONNACK tells of limits. Without a limit of ours the keep
+// alive is the client's [MQTT-3.2.2-22].
 func (c *conn) agree(p *wire.Connect, ack *wire.Connack) {
 	if e := c.expiry(p); e != c.clientExpiry {
 		ack.SessionExpiry = &e
@@ -152,7 +162,7 @@ func (c *conn) agree(p *wire.Connect, ack *wire.Connack) {
 		s := uint16(limit / time.Second)
 		ack.ServerKeepAlive = &s // [MQTT-3.2.2-21]
 	}
-	c.alias.max = min(int(p.TopicAliasMaximum), aliasesOut)
+	c.alias.max = min(int(p.TopicAliasMaximum), aliasesOut) // [MQTT-3.1.2-26, MQTT-3.1.2-27, MQTT-3.3.2-11]
 	c.maximumPacketSize = int(p.MaximumPacketSize)
 	c.setIdle(keepAlive * 3 / 2) // [MQTT-3.1.2-22]
 }
@@ -170,7 +180,6 @@ func (c *conn) open(p *wire.Connect, ack *wire.Connack, claimed *store.Claimed) 
 	cl.s = s
 	cl.publisher = &store.Publisher{Owner: claimed.Owner, Strict: p.Version != wire.V5}
 	cl.membership = b.hub.Join(cl)
-	kicked := cl.kicked
 	cl.mu.Unlock()
 	c.out.drained = cl.drained
 	if err := b.keeper.publish(c.ctx, cl.id, claimed.Wills); err != nil {
@@ -178,9 +187,8 @@ func (c *conn) open(p *wire.Connect, ack *wire.Connack, claimed *store.Claimed) 
 		cl.input(func(s *session.Session) { s.Close(session.ReasonStore) })
 		return errRefused
 	}
-	if kicked != "" {
-		cl.input(func(s *session.Session) { s.Close(kicked) })
-		return errRefused
+	if !claimed.Present && b.full() { // one that is stored may always go on
+		return c.unopened(wire.QuotaExceeded, true)
 	}
 	packet := wire.AppendConnack(nil, c.version, ack)
 	if c.maximumPacketSize > 0 && len(packet) > c.maximumPacketSize {
@@ -193,6 +201,22 @@ func (c *conn) open(p *wire.Connect, ack *wire.Connack, claimed *store.Claimed) 
 			return errRefused
 		}
 	}
+	// The one CONNACK of the connection comes before all else [MQTT-3.1.4-5,
+	// MQTT-3.2.0-1, MQTT-3.2.0-2]; it names no authentication method [MQTT-4.12.0-6]
+	// and no response information [MQTT-3.1.2-28]. Who was asked to end before it
+	// gets another one.
+	opened := false
+	cl.input(func(s *session.Session) {
+		if cl.kicked != "" || s.Closing() {
+			return
+		}
+		opened, cl.opened = true, true
+		c.out.put(func(b []byte) []byte { return append(b, packet...) })
+		s.Start()
+	})
+	if !opened {
+		return c.unopened(wire.ServerBusy, false)
+	}
 	b.m.connects(c.listener, wire.Success)
 	if claimed.Present {
 		b.m.sessionEvent("resumed")
@@ -201,11 +225,18 @@ func (c *conn) open(p *wire.Connect, ack *wire.Connack, claimed *store.Claimed) 
 	}
 	b.o.Log.Info("connection opened", zap.String("client", cl.id), zap.String("remote", remote(c.nc)),
 		zap.Stringer("protocol", c.version), zap.Bool("present", claimed.Present), zap.Uint64("epoch", claimed.Epoch))
-	cl.input(func(s *session.Session) {
-		c.out.put(func(b []byte) []byte { return append(b, packet...) })
-		s.Start()
-	})
 	return nil
+}
+
+// unopened refuses a CONNECT whose session has been claimed, and lets go of the
+// session: its will was never accepted. end: the session ends, too.
+func (c *conn) unopened(code wire.ReasonCode, end bool) error {
+	err := c.refuse(c.version, code)
+	c.cl.input(func(s *session.Session) {
+		s.SetRelease(true, 0, end)
+		s.Close(session.ReasonNormal)
+	})
+	return err
 }
 
 func (b *Broker) sessionOptions(p *wire.Connect, owner schema.Owner, clean bool) session.Options {

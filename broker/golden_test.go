@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"rewindmq/broker/session"
+	"rewindmq/store"
+	"rewindmq/store/storetest"
 	"rewindmq/wire"
 )
 
@@ -25,16 +27,21 @@ var rewrite = flag.Bool("rewrite", false, "write the golden traces anew")
 //
 // Commands:
 //
-//	open NAME 3.1.1|5 CLIENTID [clean] [expiry=S] [rm=N] [will=TOPIC,PAYLOAD,QOS]
-//	NAME PUBLISH TOPIC PAYLOAD [qos=N] [id=N] [dup] [retain] [expiry=S]
-//	NAME SUBSCRIBE ID FILTER [qos=N] [nl] [rap] [rh=N]
+//	open NAME 3.1.1|5 CLIENTID [clean] [expiry=S] [rm=N] [alias=N] [max=N]
+//		[will=TOPIC,PAYLOAD,QOS] [will-delay=S] [will-retain]
+//	NAME PUBLISH TOPIC PAYLOAD [qos=N] [id=N] [dup] [retain] [expiry=S] [alias=N]
+//		with - for an empty topic or payload
+//	NAME SUBSCRIBE ID FILTER [qos=N] [nl] [rap] [rh=N] [sid=N]
 //	NAME UNSUBSCRIBE ID FILTER
-//	NAME PUBACK|PUBREC|PUBREL|PUBCOMP ID
-//	NAME PINGREQ | NAME DISCONNECT [CODE]
+//	NAME PUBACK|PUBREC|PUBREL|PUBCOMP ID [CODE]
+//	NAME PINGREQ | NAME DISCONNECT [CODE] [expiry=S]
 //	NAME read N        the next N packets, or "end" for the end of the connection
 //	NAME cut           the connection is reset, and the broker has noticed
 //	NAME saved         the session's cursor is stored
 //	restart            the broker is killed, and starts again
+//	pass S             the clocks of broker and store, which stand still else, go on
+//	server rm=N | server window=N
+//	                   the broker is a new one with that Receive Maximum or window
 func TestGolden(t *testing.T) {
 	t.Parallel()
 	scripts, err := filepath.Glob("testdata/golden/*.txt")
@@ -66,13 +73,15 @@ func TestGolden(t *testing.T) {
 type golden struct {
 	t     *testing.T
 	h     *house
+	clock *clock
 	peers map[string]*peer
 	ids   map[string]string // of clients, by name
 	out   strings.Builder
 }
 
 func runGolden(t *testing.T, script string) string {
-	g := &golden{t: t, h: memoryHouse(t, Options{}), peers: map[string]*peer{}, ids: map[string]string{}}
+	g := &golden{t: t, clock: &clock{stopped: time.Now()}, peers: map[string]*peer{}, ids: map[string]string{}}
+	g.serve(storetest.NewMemory(storetest.Options{Lanes: 2, Now: g.clock.now}), Options{})
 	for line := range strings.Lines(script) {
 		line = strings.TrimRight(line, "\n")
 		if strings.HasPrefix(line, "<") {
@@ -99,6 +108,13 @@ func (g *golden) command(words []string) {
 	case words[0] == "restart":
 		g.h.mem.Kill()
 		g.restart()
+	case words[0] == "pass":
+		g.settled()
+		g.clock.advance(time.Duration(number(words[1])) * time.Second)
+	case words[0] == "server":
+		o := options(words[1:])
+		g.h.stop()
+		g.serve(storetest.NewMemory(storetest.Options{Lanes: 2, Now: g.clock.now}), Options{ReceiveMaximum: number(o["rm"]), Window: number(o["window"])})
 	case len(words) < 2 || g.peers[words[0]] == nil:
 		g.t.Fatalf("what is %q?", strings.Join(words, " "))
 	case words[1] == "read":
@@ -111,6 +127,19 @@ func (g *golden) command(words []string) {
 		g.until("end", func() bool { return g.h.b.roster.get(g.ids[words[0]]) == nil })
 	default:
 		g.send(g.peers[words[0]], words[1], words[2:])
+	}
+}
+
+// settled waits until the sessions whose connections have ended are let go of.
+func (g *golden) settled() {
+	open := map[string]bool{}
+	for name := range g.peers {
+		open[g.ids[name]] = true
+	}
+	for _, id := range g.ids {
+		if !open[id] {
+			g.until("let go of "+id, func() bool { return g.h.b.roster.get(id) == nil })
+		}
 	}
 }
 
@@ -146,7 +175,12 @@ func (g *golden) restart() {
 	g.peers = map[string]*peer{}
 	mem := g.h.mem
 	g.h.abandon()
-	g.h = openHouse(g.t, mem.Reopen(), Options{})
+	g.serve(mem.Reopen(), Options{})
+}
+
+func (g *golden) serve(s store.Store, o Options) {
+	o.Now = g.clock.now
+	g.h = openHouse(g.t, s, o)
 }
 
 func options(words []string) map[string]string {
@@ -176,9 +210,12 @@ func (g *golden) open(name, version, id string, o map[string]string) {
 	c := wire.Connect{
 		Version: v, ClientID: id, CleanStart: has(o, "clean"), RequestProblemInfo: true,
 		HasSessionExpiry: has(o, "expiry"), SessionExpiry: uint32(number(o["expiry"])), ReceiveMaximum: uint16(number(o["rm"])),
+		TopicAliasMaximum: uint16(number(o["alias"])), MaximumPacketSize: uint32(number(o["max"])),
 	}
 	if w := strings.Split(o["will"], ","); len(w) == 3 {
-		c.Will = &wire.Will{Topic: w[0], Payload: []byte(w[1]), QoS: byte(number(w[2]))}
+		c.Will = &wire.Will{
+			Topic: w[0], Payload: []byte(w[1]), QoS: byte(number(w[2])), Delay: uint32(number(o["will-delay"])), Retain: has(o, "will-retain"),
+		}
 	}
 	p := g.h.dial(v)
 	p.write(wire.AppendConnect(nil, &c))
@@ -192,12 +229,12 @@ func (g *golden) send(p *peer, what string, words []string) {
 	case "PUBLISH":
 		o := options(words[2:])
 		p.write(wire.AppendPublish(nil, p.v, &wire.Publish{
-			Topic: words[0], Payload: []byte(words[1]), QoS: byte(number(o["qos"])), PacketID: uint16(number(o["id"])),
+			Topic: strings.TrimPrefix(words[0], "-"), Payload: []byte(strings.TrimPrefix(words[1], "-")), TopicAlias: uint16(number(o["alias"])), QoS: byte(number(o["qos"])), PacketID: uint16(number(o["id"])),
 			Dup: has(o, "dup"), Retain: has(o, "retain"), HasExpiry: has(o, "expiry"), MessageExpiry: uint32(number(o["expiry"])),
 		}))
 	case "SUBSCRIBE":
 		o := options(words[2:])
-		p.write(wire.AppendSubscribe(nil, p.v, &wire.Subscribe{PacketID: uint16(number(words[0])), Filters: []wire.Filter{{
+		p.write(wire.AppendSubscribe(nil, p.v, &wire.Subscribe{PacketID: uint16(number(words[0])), SubscriptionID: uint32(number(o["sid"])), Filters: []wire.Filter{{
 			Topic: words[1], QoS: byte(number(o["qos"])), NoLocal: has(o, "nl"), RetainAsPublished: has(o, "rap"), RetainHandling: byte(number(o["rh"])),
 		}}}))
 	case "UNSUBSCRIBE":
@@ -205,7 +242,8 @@ func (g *golden) send(p *peer, what string, words []string) {
 	case "PINGREQ":
 		p.write(wire.AppendPingreq(nil))
 	case "DISCONNECT":
-		d := &wire.Disconnect{}
+		o := options(words)
+		d := &wire.Disconnect{HasSessionExpiry: has(o, "expiry"), SessionExpiry: uint32(number(o["expiry"]))}
 		if len(words) > 0 {
 			d.Code = wire.ReasonCode(number(words[0]))
 		}
@@ -214,7 +252,11 @@ func (g *golden) send(p *peer, what string, words []string) {
 		if acks[what] == 0 {
 			g.t.Fatalf("what is %s?", what)
 		}
-		p.write(wire.AppendAck(nil, p.v, acks[what], uint16(number(words[0])), wire.Success))
+		code := wire.Success
+		if len(words) > 1 {
+			code = wire.ReasonCode(number(words[1]))
+		}
+		p.write(wire.AppendAck(nil, p.v, acks[what], uint16(number(words[0])), code))
 	}
 }
 
@@ -236,6 +278,13 @@ func (g *golden) read(name, n string) {
 	}
 }
 
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
 // show writes a packet as people read it. What the server tells of its limits is
 // left out.
 func show(pk wire.Packet) string {
@@ -243,7 +292,7 @@ func show(pk wire.Packet) string {
 	case *wire.Connack:
 		return fmt.Sprintf("CONNACK %v present=%v", p.Code, p.SessionPresent)
 	case *wire.Publish:
-		s := fmt.Sprintf("PUBLISH %s %s qos=%d", p.Topic, p.Payload, p.QoS)
+		s := fmt.Sprintf("PUBLISH %s %s qos=%d", orDash(p.Topic), orDash(string(p.Payload)), p.QoS)
 		if p.QoS > 0 {
 			s += fmt.Sprintf(" id=%d", p.PacketID)
 		}
@@ -252,6 +301,15 @@ func show(pk wire.Packet) string {
 		}
 		if p.Retain {
 			s += " RETAIN"
+		}
+		if p.HasExpiry {
+			s += fmt.Sprintf(" expiry=%d", p.MessageExpiry)
+		}
+		if p.TopicAlias > 0 {
+			s += fmt.Sprintf(" alias=%d", p.TopicAlias)
+		}
+		if len(p.SubscriptionIDs) > 0 {
+			s += fmt.Sprintf(" sid=%v", p.SubscriptionIDs)
 		}
 		return s
 	case *wire.Ack:

@@ -57,7 +57,7 @@ func (k *keeper) round(ctx context.Context) error {
 			return err
 		}
 	}
-	ended, err := k.b.store.EndExpired(ctx, keepBatch)
+	ended, err := k.b.store.EndExpired(ctx, keepBatch) // [MQTT-4.1.0-2]
 	if err != nil {
 		return fmt.Errorf("end expired sessions: %w", err)
 	}
@@ -81,7 +81,7 @@ func (k *keeper) publish(ctx context.Context, clientID string, wills []schema.Wi
 		return nil
 	}
 	msgs := make([]*schema.Message, len(wills))
-	for i := range wills {
+	for i := range wills { // RETAIN as the will says [MQTT-3.1.2-14, MQTT-3.1.2-15]
 		msgs[i] = store.WillMessage(clientID, k.b.o.Node, &wills[i])
 	}
 	p := &store.Publisher{Owner: schema.Owner{ClientID: clientID}, Strict: true}

@@ -155,6 +155,7 @@ func (m *Metrics) zero() {
 		m.protocolErrors.WithLabelValues(c.String())
 	}
 	m.subscribed.WithLabelValues("plain")
+	m.subscribed.WithLabelValues("shared")
 	m.suppressed.WithLabelValues("publish")
 	m.suppressed.WithLabelValues("deliver")
 	m.violations.WithLabelValues("retention_trimmed_backlog")
@@ -199,7 +200,8 @@ func (m *Metrics) retained(messages int, size int64) {
 func (m *Metrics) counts(c store.Counts, connected int) {
 	m.sessions.WithLabelValues("connected").Set(float64(connected))
 	m.sessions.WithLabelValues("offline").Set(float64(max(0, c.Sessions-connected)))
-	m.subscribed.WithLabelValues("plain").Set(float64(c.Subscriptions))
+	m.subscribed.WithLabelValues("plain").Set(float64(c.Subscriptions - c.Shared))
+	m.subscribed.WithLabelValues("shared").Set(float64(c.Shared))
 }
 
 func (m *Metrics) received(qos uint8, size int) {

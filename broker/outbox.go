@@ -76,11 +76,21 @@ func (o *outbox) wait() {
 }
 
 // close writes what waits and then closes the connection.
-func (o *outbox) close() {
+func (o *outbox) close() { o.last(nil) }
+
+// last is put and close in one: nothing comes behind what fn appends, whoever else
+// puts something meanwhile [MQTT-3.14.4-1].
+func (o *outbox) last(fn func([]byte) []byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.closing || o.err != nil {
 		return
+	}
+	if fn != nil {
+		if o.buf == nil {
+			o.buf = o.pool.get()
+		}
+		o.buf = fn(o.buf)
 	}
 	o.closing = true
 	o.room.Broadcast()

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -10,9 +11,11 @@ import (
 	"rewindmq/wire"
 )
 
-// onPublish takes a message from the client [MQTT-3.3.4-1].
+// onPublish takes a message from the client [MQTT-3.3.4-1]. Its DUP is not passed
+// on [MQTT-3.3.1-3].
 func (c *conn) onPublish(p *wire.Publish) error {
 	b := c.b
+	b.poke()
 	if err := c.alias.resolve(p); err != nil {
 		return err
 	}
@@ -59,8 +62,8 @@ func (c *conn) judge(p *wire.Publish) wire.ReasonCode {
 	return wire.Success
 }
 
-// reject answers a message that is not taken. MQTT 3.1.1 has no answer for it:
-// the connection ends.
+// reject answers a message that is not taken. MQTT 3.1.1 has no answer for it: the
+// connection ends [MQTT-3.3.5-2] of 3.1.1.
 func (c *conn) reject(p *wire.Publish, code wire.ReasonCode) error {
 	c.b.m.rejected(p.QoS, code)
 	if c.version != wire.V5 {
@@ -82,7 +85,7 @@ func (c *conn) waitForRoom(size int64) {
 		return
 	}
 	c.release()
-	c.cl.waitAdmit()
+	c.cl.wait((*session.Session).Admit)
 	c.b.ingest.wait(c.ctx, size)
 }
 
@@ -92,14 +95,15 @@ func (cl *client) mayAppend() bool {
 	return cl.s.Admit()
 }
 
-func (cl *client) waitAdmit() {
+// wait blocks until ready holds, which it does when the session closes.
+func (cl *client) wait(ready func(*session.Session) bool) {
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
-	for !cl.s.Admit() {
-		cl.waiting = true
+	for !ready(cl.s) {
+		cl.waiting = ready
 		cl.changed.Wait()
 	}
-	cl.waiting = false
+	cl.waiting = nil
 }
 
 func (c *conn) onAck(a *wire.Ack) error {
@@ -115,21 +119,26 @@ func (c *conn) onAck(a *wire.Ack) error {
 }
 
 // onSubscribe takes a SUBSCRIBE [MQTT-3.8.4-1]. What is wrong with a filter is
-// answered for that filter alone.
+// answered for that filter alone: its QoS, or a failure [MQTT-3.8.4-5 to -7], each
+// QoS being taken [MQTT-3.2.2-10].
 func (c *conn) onSubscribe(p *wire.Subscribe) error {
 	if len(p.Filters) > c.b.o.FiltersPerSubscribe {
 		return &wire.Error{Code: wire.QuotaExceeded, Err: errors.New("too many filters in one SUBSCRIBE")}
+	}
+	if err := c.mayAnswer(len(p.Filters)); err != nil {
+		return err
 	}
 	c.release()
 	if c.version != wire.V5 {
 		// [MQTT-4.7.1-2, MQTT-4.7.1-3] of 3.1.1: a protocol violation, and no
 		// reason code tells it. MQTT 5 answers filter by filter.
 		for _, f := range p.Filters {
-			if schema.ValidFilter(f.Topic) != nil {
+			if !validFilter(f.Topic) {
 				return &wire.Error{Code: wire.TopicFilterInvalid, Err: errors.New("invalid topic filter")}
 			}
 		}
 	}
+	c.cl.wait((*session.Session).MayRequest)
 	codes := make([]session.Code, len(p.Filters))
 	subs := make([]schema.Subscription, 0, len(p.Filters))
 	c.cl.input(func(s *session.Session) {
@@ -138,7 +147,8 @@ func (c *conn) onSubscribe(p *wire.Subscribe) error {
 			if codes[i] = c.judgeFilter(f); codes[i] >= 0x80 {
 				continue
 			}
-			if !s.Subscribed(f.Topic) {
+			same := func(sub schema.Subscription) bool { return sub.Filter == f.Topic }
+			if !s.Subscribed(f.Topic) && !slices.ContainsFunc(subs, same) {
 				if room--; room < 0 {
 					codes[i] = c.failed(wire.QuotaExceeded)
 					continue
@@ -151,6 +161,18 @@ func (c *conn) onSubscribe(p *wire.Subscribe) error {
 		}
 		s.OnSubscribe(p.PacketID, unique(subs), codes)
 	})
+	return nil
+}
+
+// mayAnswer tells whether a SUBACK or UNSUBACK with so many codes is small enough
+// for the client [MQTT-3.1.2-24]. What cannot be answered is not begun.
+func (c *conn) mayAnswer(filters int) error {
+	if c.maximumPacketSize == 0 {
+		return nil
+	}
+	if answer := wire.AppendSuback(nil, c.version, 1, make([]wire.ReasonCode, filters)); len(answer) > c.maximumPacketSize {
+		return &wire.Error{Code: wire.PacketTooLarge, Err: errors.New("the answer is larger than the client's maximum packet size")}
+	}
 	return nil
 }
 
@@ -172,17 +194,27 @@ func unique(subs []schema.Subscription) []schema.Subscription {
 // judgeFilter gives the QoS granted or the failure for one filter.
 func (c *conn) judgeFilter(f wire.Filter) session.Code {
 	switch {
-	case schema.ValidFilter(f.Topic) != nil, strings.Count(f.Topic, "/") >= c.b.o.TopicLevels:
+	case !validFilter(f.Topic), strings.Count(f.Topic, "/") >= c.b.o.TopicLevels:
 		return c.failed(wire.TopicFilterInvalid)
-	case strings.HasPrefix(f.Topic, "$share/"):
-		return c.failed(wire.SharedSubscriptionsNotSupported)
-	case f.Topic[0] == '$' && !strings.HasPrefix(f.Topic, "$SYS/"):
+	}
+	plain, shared := schema.CutShare(f.Topic)
+	switch {
+	case shared && plain[0] == '$': // $SYS is not in the log: a group would get nothing
+		return c.failed(wire.TopicFilterInvalid)
+	case !shared && f.Topic[0] == '$' && !strings.HasPrefix(f.Topic, "$SYS/"):
 		return c.failed(wire.TopicFilterInvalid)
 	}
 	return session.Code(f.QoS)
 }
 
-// failed gives a failure code of SUBACK: 3.1.1 knows 0x80 only [MQTT-3.9.3-2].
+// validFilter judges a filter, and the two parts of a shared one [MQTT-4.8.2-1,
+// MQTT-4.8.2-2].
+func validFilter(filter string) bool {
+	plain, shared := schema.CutShare(filter)
+	return schema.ValidFilter(filter) == nil && (!shared || plain != "")
+}
+
+// failed gives a failure code of SUBACK: 3.1.1 knows 0x80 only ([MQTT-3.9.3-2] of 3.1.1).
 func (c *conn) failed(code wire.ReasonCode) session.Code {
 	if c.version != wire.V5 {
 		return session.UnspecifiedError
@@ -190,11 +222,16 @@ func (c *conn) failed(code wire.ReasonCode) session.Code {
 	return session.Code(code)
 }
 
+// onUnsubscribe takes an UNSUBSCRIBE: each filter by itself [MQTT-3.10.4-6].
 func (c *conn) onUnsubscribe(p *wire.Unsubscribe) error {
 	if len(p.Filters) > c.b.o.FiltersPerSubscribe {
 		return &wire.Error{Code: wire.QuotaExceeded, Err: errors.New("too many filters in one UNSUBSCRIBE")}
 	}
+	if err := c.mayAnswer(len(p.Filters)); err != nil {
+		return err
+	}
 	c.release()
+	c.cl.wait((*session.Session).MayRequest)
 	c.cl.input(func(s *session.Session) { s.OnUnsubscribe(p.PacketID, p.Filters) })
 	return nil
 }

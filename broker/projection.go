@@ -67,7 +67,9 @@ func newProjection(o *Options, s store.Store) *projection {
 	}
 }
 
-// observe takes every message of the log.
+// observe takes every message of the log [MQTT-3.3.1-5]. RETAIN=0 leaves what is
+// retained alone [MQTT-3.3.1-8], and so does the end of a session ([MQTT-3.1.2-7]
+// of 3.1.1).
 func (p *projection) observe(m *schema.Message) {
 	if m.Retain {
 		p.put(m, true)
@@ -86,7 +88,7 @@ func (p *projection) put(m *schema.Message, dirty bool) {
 	}
 	p.topics.ReplaceOrInsert(m)
 	p.account(m, 1)
-	if len(m.Payload) == 0 { // [MQTT-3.3.1-6]
+	if len(m.Payload) == 0 { // [MQTT-3.3.1-6, MQTT-3.3.1-7]: a tombstone, which Next passes over
 		p.graves = append(p.graves, m)
 	}
 	if dirty {

@@ -11,18 +11,31 @@ import (
 type roster struct {
 	mu      sync.Mutex
 	clients map[string]*client
+	// latest is who has come last of those that wait for a client id.
+	latest map[string]*client
 }
 
-func newRoster() *roster { return &roster{clients: make(map[string]*client)} }
+func newRoster() *roster {
+	return &roster{clients: make(map[string]*client), latest: make(map[string]*client)}
+}
 
 // enter makes cl the owner of its client id. Whoever owned it is asked to end and
 // waited for: it flushes its records, saves its cursor and releases, so that the
-// claim that follows finds everything [MQTT-3.1.4-3]. taken: somebody was.
+// claim that follows finds everything [MQTT-3.1.4-3]. taken: somebody was. Who waits
+// and is overtaken by a later one gives up: it would throw out a newer connection.
 func (r *roster) enter(ctx context.Context, cl *client) (taken bool, err error) {
+	r.mu.Lock()
+	r.latest[cl.id] = cl
+	r.mu.Unlock()
+	defer r.giveUp(cl)
 	for {
 		r.mu.Lock()
 		old := r.clients[cl.id]
-		if old == nil {
+		switch {
+		case r.latest[cl.id] != cl:
+			r.mu.Unlock()
+			return taken, errTakenOver
+		case old == nil:
 			r.clients[cl.id] = cl
 			r.mu.Unlock()
 			return taken, nil
@@ -35,6 +48,15 @@ func (r *roster) enter(ctx context.Context, cl *client) (taken bool, err error) 
 		case <-ctx.Done():
 			return taken, ctx.Err()
 		}
+	}
+}
+
+// giveUp ends the wait of cl.
+func (r *roster) giveUp(cl *client) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.latest[cl.id] == cl {
+		delete(r.latest, cl.id)
 	}
 }
 

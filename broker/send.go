@@ -9,7 +9,8 @@ import (
 )
 
 // frame makes the PUBLISH of a delivery, but for what changes from attempt to
-// attempt. Properties pass through unchanged [MQTT-3.3.2-17, MQTT-3.3.2-18].
+// attempt. Properties pass through unchanged [MQTT-3.3.2-4, MQTT-3.3.2-15 to -18,
+// MQTT-3.3.2-20].
 func frame(m *schema.Message, qos uint8, ids []uint32) wire.Publish {
 	return wire.Publish{
 		Topic: m.Topic, Payload: m.Payload, QoS: qos, PacketID: uint16(min(qos, 1)), HasExpiry: !m.Expiry.IsZero(),
@@ -53,8 +54,8 @@ func reasonCodes(codes []session.Code) []wire.ReasonCode {
 	return out
 }
 
-// sendPublish writes a delivery. At QoS 0 it is dropped, and counted, when the
-// connection does not keep up.
+// sendPublish writes a delivery. At QoS 0, which has no DUP [MQTT-4.3.1-1], it is
+// dropped, and counted, when the connection does not keep up.
 func (cl *client) sendPublish(a *session.Action) {
 	c, m, now := cl.c, a.Message, cl.b.now()
 	if a.QoS == 0 && c.out.isFull() {
@@ -66,7 +67,7 @@ func (cl *client) sendPublish(a *session.Action) {
 	if p.HasExpiry {
 		p.MessageExpiry = remaining(m, now)
 	}
-	c.alias.shorten(&p)
+	c.alias.shorten(&p) // [MQTT-3.1.2-26]
 	full := c.out.put(func(b []byte) []byte { return wire.AppendPublish(b, c.version, &p) })
 	if full {
 		cl.s.Block(true)

@@ -61,9 +61,8 @@ func backends() []backend { return []backend{embeddedBackend(), mongodbBackend()
 func forEachStore(t *testing.T, test func(t *testing.T, s backend)) {
 	t.Helper()
 	t.Parallel()
-	only := os.Getenv("REWINDMQ_TEST_STORES")
 	for _, s := range backends() {
-		if only != "" && !strings.Contains(","+only+",", ","+s.name+",") {
+		if !chosen(s.name) {
 			continue
 		}
 		t.Run(s.name, func(t *testing.T) {
@@ -71,4 +70,10 @@ func forEachStore(t *testing.T, test func(t *testing.T, s backend)) {
 			test(t, s)
 		})
 	}
+}
+
+// chosen tells whether REWINDMQ_TEST_STORES leaves a backend in.
+func chosen(name string) bool {
+	only := os.Getenv("REWINDMQ_TEST_STORES")
+	return only == "" || strings.Contains(","+only+",", ","+name+",")
 }

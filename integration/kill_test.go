@@ -13,6 +13,7 @@ import (
 type crowd struct {
 	t      *testing.T
 	b      *broker
+	addrs  []string // of further nodes; a client is at one of them all the time
 	ledger *ledger
 	rng    *rand.Rand
 
@@ -43,6 +44,14 @@ func newCrowd(t *testing.T, b *broker, rng *rand.Rand) *crowd {
 	return c
 }
 
+// addr gives the i-th client its broker.
+func (c *crowd) addr(i int) string {
+	if len(c.addrs) == 0 {
+		return c.b.addr
+	}
+	return c.addrs[i%len(c.addrs)]
+}
+
 // chance gives a client a source of its own.
 func (c *crowd) chance() *rand.Rand { return rand.New(rand.NewPCG(c.rng.Uint64(), c.rng.Uint64())) }
 
@@ -59,7 +68,7 @@ func (c *crowd) subscribe(subs ...*subscriber) {
 	c.t.Helper()
 	waits := make([]chan struct{}, len(subs))
 	for i, s := range subs {
-		s.ledger, s.addr, s.rng, waits[i] = c.ledger, c.b.addr, c.chance(), make(chan struct{})
+		s.ledger, s.addr, s.rng, waits[i] = c.ledger, c.addr(i), c.chance(), make(chan struct{})
 		c.subs.Go(func() { c.failed(s.run(c.ctx, waits[i], c.settle, c.done)) })
 	}
 	over := time.NewTimer(patience)
@@ -74,8 +83,8 @@ func (c *crowd) subscribe(subs ...*subscriber) {
 }
 
 func (c *crowd) publish(pubs ...*publisher) {
-	for _, p := range pubs {
-		p.ledger, p.addr, p.rng = c.ledger, c.b.addr, c.chance()
+	for i, p := range pubs {
+		p.ledger, p.addr, p.rng = c.ledger, c.addr(i), c.chance()
 		c.pubs.Go(func() { c.failed(p.run(c.ctx, c.stop)) })
 	}
 }

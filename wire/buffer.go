@@ -70,11 +70,9 @@ func (r *Reader) readBody(n int) ([]byte, error) {
 }
 
 // readInto reads into p when much is missing, and through the buffer, for the sake of what comes behind, when little
-// is.
-//
-// REQUIRES: nothing is buffered.
+// is. What is buffered comes first: there is something when p was shorter than what was missing.
 func (r *Reader) readInto(p []byte, missing int) (int, error) {
-	if missing >= smallBuffer {
+	if missing >= smallBuffer && r.start == r.end {
 		if r.pending != nil {
 			return 0, r.pending
 		}
@@ -84,8 +82,10 @@ func (r *Reader) readInto(p []byte, missing int) (int, error) {
 		}
 		return n, err
 	}
-	if err := r.fill(); err != nil {
-		return 0, err
+	if r.start == r.end {
+		if err := r.fill(); err != nil {
+			return 0, err
+		}
 	}
 	n := copy(p, r.buf[r.start:r.end])
 	r.start += n

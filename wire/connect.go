@@ -111,7 +111,7 @@ func (r *Reader) decodeConnect(headerFlags byte, b *body) (Packet, *Error) {
 
 // protocol judges the protocol name and level. When they are refused, the version is the one to answer in: the CONNACK
 // with 0x84 of MQTT 5 to levels that nobody knows, return code 1 to those that were in use before [MQTT-3.1.2-2]
-// (3.1.1). It is 0, and there is nothing to answer, when the peer does not speak MQTT [MQTT-3.1.2-1].
+// (3.1.1). It is 0, and there is nothing to answer, when the peer does not speak MQTT [MQTT-3.1.2-1, MQTT-3.1.2-2].
 func protocol(name string, level byte) (Version, *Error) {
 	switch {
 	case name == "MQTT" && (level == byte(V311) || level == byte(V5)), name == "MQIsdp" && level == byte(V31):
@@ -162,7 +162,9 @@ func decodeClientID(b *body, c *Connect) {
 		return
 	}
 	switch {
-	case !validString(v) || b.refuseControl && hasControl(v): // [MQTT-3.1.3-4]
+	case validString(v) && b.refuseControl && hasControl(v): // allowed by section 1.5.4; all versions have a code for it
+		b.fail(&Error{Code: ClientIdentifierNotValid, Err: errors.New("client identifier has a control character in it")})
+	case !validString(v): // [MQTT-3.1.3-4]
 		fault := malformed("client identifier is not well-formed")
 		if c.Version == V5 {
 			// 3.1.1 has to be closed without an answer [MQTT-1.5.3-1]; in MQTT 5 there is a code for it.
@@ -183,7 +185,7 @@ func decodeWill(v Version, flags byte, b *body) *Will {
 		b.properties(willProperties, false, &p)
 		w.Delay = p.willDelay
 		w.MessageExpiry, w.HasExpiry = p.messageExpiry, p.has(packets.PropMessageExpiryInterval)
-		w.Properties = p.message()
+		w.Properties = p.message() // user properties in order [MQTT-3.1.3-10]
 	}
 	w.Topic = b.string("will topic") // [MQTT-3.1.3-11]
 	if b.err == nil && (w.Topic == "" || strings.ContainsAny(w.Topic, "+#")) {

@@ -57,7 +57,7 @@ func TestCodecFaults(t *testing.T) {
 	}{
 		{"truncated v5 SUBSCRIBE panics", V5, "82 06 0001 00 0001 61", MalformedPacket},
 		{"U+0000 in a topic", V311, "30 05 0003 610062", MalformedPacket},                                 // [MQTT-1.5.4-2]
-		{"invalid UTF-8 in a topic", V311, "30 04 0002 c328", MalformedPacket},                            // [MQTT-1.5.4-1]
+		{"invalid UTF-8 in a topic", V311, "30 04 0002 c328", MalformedPacket},                            // [MQTT-1.5.4-1] [MQTT-3.3.2-1]
 		{"surrogate in a topic", V311, "30 05 0003 eda080", MalformedPacket},                              // [MQTT-1.5.4-1]
 		{"overlong UTF-8 in a topic", V311, "30 04 0002 c080", MalformedPacket},                           // [MQTT-1.5.4-1]
 		{"U+0000 in a user name", 0, "10 11 0004 4d515454 04 82 0000 0001 61 0002 6100", MalformedPacket}, // [MQTT-3.1.3-12]
@@ -66,7 +66,7 @@ func TestCodecFaults(t *testing.T) {
 		{"property without value", V5, "30 05 0001 61 01 02", MalformedPacket},
 		{"property longer than its section", V5, "30 08 0001 61 02 0300 0161", MalformedPacket},
 		{"reserved subscription option bits", V5, "82 07 0001 00 0001 61 40", MalformedPacket}, // [MQTT-3.8.3-5]
-		{"reserved bits of 3.1.1's QoS byte", V311, "82 06 0001 0001 61 04", MalformedPacket},  // [MQTT-3.8.3-4]
+		{"reserved bits of 3.1.1's QoS byte", V311, "82 06 0001 0001 61 04", MalformedPacket},  // [MQTT-3.8.3-4] of 3.1.1
 		{"retain handling 3", V5, "82 07 0001 00 0001 61 30", MalformedPacket},
 		{"payload format 2", V5, "30 06 0001 61 02 01 02", ProtocolError},
 		{"empty filter in SUBSCRIBE", V5, "82 06 0001 00 0000 00", MalformedPacket}, // [MQTT-4.7.3-1]
@@ -152,8 +152,8 @@ func TestMalformed(t *testing.T) {
 		{"no user name", 0, "10 0d 0004 4d515454 04 82 0000 0001 61", MalformedPacket},                            // [MQTT-3.1.2-17]
 		{"no password", 0, "10 10 0004 4d515454 04 c2 0000 0001 61 0001 75", MalformedPacket},                     // [MQTT-3.1.2-19]
 		{"surplus user name", 0, "10 10 0004 4d515454 04 02 0000 0001 61 0001 75", MalformedPacket},               // [MQTT-3.1.2-16]
-		{"password alone in 3.1.1", 0, "10 10 0004 4d515454 04 42 0000 0001 61 0001 70", MalformedPacket},         // [MQTT-3.1.2-22]
-		{"no client id, 3.1.1, session kept", 0, "10 0c 0004 4d515454 04 00 0000 0000", ClientIdentifierNotValid}, // [MQTT-3.1.3-8]
+		{"password alone in 3.1.1", 0, "10 10 0004 4d515454 04 42 0000 0001 61 0001 70", MalformedPacket},         // [MQTT-3.1.2-22] of 3.1.1
+		{"no client id, 3.1.1, session kept", 0, "10 0c 0004 4d515454 04 00 0000 0000", ClientIdentifierNotValid}, // [MQTT-3.1.3-8] of 3.1.1
 		{"no client id, 3.1", 0, "10 0e 0006 4d5149736470 03 02 0000 0000", ClientIdentifierNotValid},
 		{"NUL in client id, 3.1.1", 0, "10 0e 0004 4d515454 04 02 0000 0002 6100", MalformedPacket},         // [MQTT-3.1.3-4]
 		{"NUL in client id, 5", 0, "10 0f 0004 4d515454 05 02 0000 00 0002 6100", ClientIdentifierNotValid}, // [MQTT-3.1.3-4]
@@ -173,7 +173,7 @@ func TestMalformed(t *testing.T) {
 		{"no topic", V311, "30 02 0000", MalformedPacket}, // [MQTT-4.7.3-1]
 		{"no topic and no alias", V5, "30 03 0000 00", MalformedPacket},
 		{"wildcard #", V311, "30 05 0003 612f23", MalformedPacket},                         // [MQTT-3.3.2-2]
-		{"wildcard +", V5, "30 04 0001 2b 00", MalformedPacket},                            // [MQTT-3.3.2-2]
+		{"wildcard +", V5, "30 04 0001 2b 00", MalformedPacket},                            // [MQTT-3.3.2-2] [MQTT-4.7.0-1]
 		{"topic alias 0", V5, "30 07 0001 61 03 23 0000", TopicAliasInvalid},               // [MQTT-3.3.2-8]
 		{"subscription identifier", V5, "30 06 0001 61 02 0b 01", ProtocolError},           // [MQTT-3.3.4-6]
 		{"response topic with wildcard", V5, "30 08 0001 61 04 08 0001 2b", ProtocolError}, // [MQTT-3.3.2-14]

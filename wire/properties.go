@@ -159,11 +159,11 @@ func (b *body) property(t PacketType, server bool, p *properties) {
 	case kindVarint:
 		v.n = b.varint("property")
 	case kindString:
-		v.s = b.string("property")
+		v.s = b.string("property") // [MQTT-3.3.2-13] [MQTT-3.3.2-19]
 	case kindBinary:
 		v.b = b.binary("property")
 	case kindPair:
-		v.s, v.s2 = b.string("user property"), b.string("user property")
+		v.s, v.s2 = b.string("user property"), b.string("user property") // [MQTT-1.5.7-1]
 	}
 	if b.err != nil {
 		return

@@ -83,7 +83,7 @@ func (r *Reader) decodePublish(flags byte, b *body) (Packet, *Error) {
 			// [MQTT-4.7.3-1]. Section 3.3.2.3.4 calls it a protocol error; malformed is what the field expects.
 			b.malformed("topic name is empty")
 		case strings.IndexByte(p.Topic, '+') >= 0 || strings.IndexByte(p.Topic, '#') >= 0:
-			// [MQTT-3.3.2-2]. Not 0x90, which is for names that are "correctly formed" (table 2-6).
+			// [MQTT-3.3.2-2] [MQTT-4.7.0-1]. Not 0x90, which is for names that are "correctly formed" (table 2-6).
 			b.malformed("topic name has a wildcard in it")
 		}
 	}
@@ -125,7 +125,7 @@ func publishBody(v Version, p *Publish) int {
 		return math.MaxInt
 	}
 	n := 2 + len(p.Topic) + len(p.Payload)
-	if p.QoS > 0 {
+	if p.QoS > 0 { // [MQTT-2.2.1-2]
 		n += 2
 	}
 	if v == V5 {
@@ -133,7 +133,7 @@ func publishBody(v Version, p *Publish) int {
 		if props > maxVarint {
 			return math.MaxInt
 		}
-		n += varintSize(props) + props
+		n += varintSize(props) + props // [MQTT-2.2.2-1]: 0 when there are none
 	}
 	return n
 }

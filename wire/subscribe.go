@@ -36,7 +36,7 @@ type Filter struct {
 // Suback is a SUBACK. Only clients receive it.
 type Suback struct {
 	PacketID uint16
-	// Codes has one for each filter, in their order [MQTT-3.9.3-1].
+	// Codes has one for each filter, in their order [MQTT-3.9.3-1, MQTT-3.8.4-6].
 	Codes []ReasonCode
 	// Reason and User are empty but in MQTT 5.
 	Reason string

@@ -147,7 +147,8 @@ func (s *Session) OnAck(kind AckKind, id uint16, code Code) {
 	case e == nil:
 	case kind == Puback && e.QoS == 1, kind == Pubcomp && e.QoS == 2 && e.Received:
 		// Until then it is unacknowledged [MQTT-4.3.2-3, MQTT-4.3.3-5], whatever
-		// the code [MQTT-4.4.0-2].
+		// the code [MQTT-4.4.0-2]; what a member refuses goes to nobody else
+		// [MQTT-4.8.2-6].
 		s.settle(e)
 	case kind == Pubrec && e.QoS == 2 && code >= failure:
 		s.settle(e) // [MQTT-4.3.3-4, MQTT-4.4.0-2] refused by the client: no PUBREL
