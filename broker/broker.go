@@ -44,6 +44,7 @@ type Broker struct {
 	writes     writeLanes
 	claims     claimLane
 	shares     shares
+	noGroups   bool // the store keeps none; set before ready is closed
 	scratch    scratchPool
 	buffers    bufferPool
 
@@ -151,13 +152,16 @@ func (b *Broker) runHub(ctx context.Context) error {
 	return nil
 }
 
-// start waits for the first H and brings the projection up to it.
+// start waits for the first H, brings the projection up to it, and finds out whether
+// there can be shared subscriptions.
 func (b *Broker) start(ctx context.Context) error {
 	select {
 	case <-b.hub.Ready():
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	_, err := b.store.OpenGroup(ctx, "")
+	b.noGroups = errors.Is(err, errors.ErrUnsupported)
 	return b.projection.load(ctx, b.hub.Start())
 }
 

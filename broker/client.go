@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"rewindmq/broker/group"
 	"rewindmq/broker/session"
@@ -23,8 +24,10 @@ type client struct {
 	id string
 	c  *conn
 
-	// ended is closed when the session has let go of everything.
-	ended chan struct{}
+	// ended is closed when the session has let go of everything; welcome when
+	// CONNACK was sent, at welcomed.
+	ended, welcome chan struct{}
+	welcomed       time.Time
 	// room is what the session would take of a group now, for groups to read
 	// without its lock.
 	room atomic.Int64
@@ -54,7 +57,7 @@ type client struct {
 }
 
 func (b *Broker) newClient(id string, c *conn) *client {
-	cl := &client{b: b, id: id, c: c, ended: make(chan struct{})}
+	cl := &client{b: b, id: id, c: c, ended: make(chan struct{}), welcome: make(chan struct{})}
 	cl.changed.L = &cl.mu
 	return cl
 }

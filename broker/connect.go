@@ -41,7 +41,7 @@ func (c *conn) connect() error {
 	}
 	connack := &wire.Connack{
 		ReceiveMaximum: uint16(c.b.o.ReceiveMaximum), MaximumPacketSize: uint32(c.b.o.MaximumPacketSize),
-		TopicAliasMaximum: aliasesIn,
+		TopicAliasMaximum: aliasesIn, SharedUnavailable: c.b.noGroups,
 	}
 	id := con.ClientID
 	if id == "" { // [MQTT-3.1.3-6, MQTT-3.1.3-7, MQTT-3.2.2-16]
@@ -210,12 +210,13 @@ func (c *conn) open(p *wire.Connect, ack *wire.Connack, claimed *store.Claimed) 
 		if cl.kicked != "" || s.Closing() {
 			return
 		}
-		opened, cl.opened = true, true
+		opened, cl.opened, cl.welcomed = true, true, time.Now()
+		close(cl.welcome)
 		c.out.put(func(b []byte) []byte { return append(b, packet...) })
 		s.Start()
 	})
 	if !opened {
-		return c.unopened(wire.ServerBusy, false)
+		return c.unopened(wire.ServerUnavailable, false)
 	}
 	b.m.connects(c.listener, wire.Success)
 	if claimed.Present {

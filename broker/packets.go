@@ -199,6 +199,8 @@ func (c *conn) judgeFilter(f wire.Filter) session.Code {
 	}
 	plain, shared := schema.CutShare(f.Topic)
 	switch {
+	case shared && c.b.noGroups:
+		return c.failed(wire.SharedSubscriptionsNotSupported)
 	case shared && plain[0] == '$': // $SYS is not in the log: a group would get nothing
 		return c.failed(wire.TopicFilterInvalid)
 	case !shared && f.Topic[0] == '$' && !strings.HasPrefix(f.Topic, "$SYS/"):

@@ -3,9 +3,15 @@ package broker
 import (
 	"context"
 	"sync"
+	"time"
 
 	"rewindmq/broker/session"
 )
+
+// shortestStay is how long a connection may stay before another one of the same
+// client id ends it. Two devices with one client id, each of which comes back at once,
+// would throw each other out before either is served.
+const shortestStay = 100 * time.Millisecond
 
 // roster knows which client ids this node owns, each by one client at a time.
 type roster struct {
@@ -29,26 +35,67 @@ func (r *roster) enter(ctx context.Context, cl *client) (taken bool, err error) 
 	r.mu.Unlock()
 	defer r.giveUp(cl)
 	for {
-		r.mu.Lock()
-		old := r.clients[cl.id]
+		old, err := r.turn(cl)
 		switch {
-		case r.latest[cl.id] != cl:
-			r.mu.Unlock()
-			return taken, errTakenOver
+		case err != nil:
+			return taken, err
 		case old == nil:
-			r.clients[cl.id] = cl
-			r.mu.Unlock()
 			return taken, nil
+		case !old.stayed(ctx):
+		default:
+			if _, err := r.turn(cl); err != nil {
+				return taken, err // somebody came meanwhile
+			}
+			taken = true
+			old.takeOver(session.ReasonTakenOver)
+			select {
+			case <-old.ended:
+			case <-ctx.Done():
+			}
 		}
-		r.mu.Unlock()
-		taken = true
-		old.takeOver(session.ReasonTakenOver)
-		select {
-		case <-old.ended:
-		case <-ctx.Done():
+		if ctx.Err() != nil {
 			return taken, ctx.Err()
 		}
 	}
+}
+
+// turn makes cl the owner if nobody is, else gives who is.
+func (r *roster) turn(cl *client) (owner *client, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch old := r.clients[cl.id]; {
+	case r.latest[cl.id] != cl:
+		return nil, errTakenOver
+	case old != nil && old != cl:
+		return old, nil
+	}
+	r.clients[cl.id] = cl
+	return nil, nil
+}
+
+// stayed waits until cl has been connected for shortestStay; false: it has ended, or
+// ctx has.
+func (cl *client) stayed(ctx context.Context) bool {
+	select {
+	case <-cl.welcome:
+	case <-cl.ended:
+		return false
+	case <-ctx.Done():
+		return false
+	}
+	left := shortestStay - time.Since(cl.welcomed)
+	if left <= 0 {
+		return true
+	}
+	timer := time.NewTimer(left)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-cl.ended:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 // giveUp ends the wait of cl.

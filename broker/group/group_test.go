@@ -1,0 +1,397 @@
+package group
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"rewindmq/broker/session"
+	"rewindmq/schema"
+	"rewindmq/store"
+)
+
+// hand is a member with so much room.
+type hand struct {
+	room  int
+	qos   uint8 // 0: it is sent what it gets
+	small bool
+	gone  bool
+	got   []uint64
+	asked int
+}
+
+func (h *hand) Room() int { return h.room }
+
+func (h *hand) OfferShared(m *schema.Message, _ bool) session.Offered {
+	h.asked++
+	switch {
+	case h.gone:
+		return session.NotMember
+	case h.small && len(m.Payload) > 0:
+		return session.TooLarge
+	case h.room == 0:
+		return session.Full
+	}
+	h.room--
+	h.got = append(h.got, m.Mark.N)
+	if min(h.qos, m.QoS) == 0 {
+		return session.Sent
+	}
+	return session.Took
+}
+
+// table is a group with its clock; what it asks of the store is answered by hand.
+type table struct {
+	t   *testing.T
+	g   *Group
+	now time.Time
+	h   schema.Cursor
+	out []Action
+}
+
+func newTable(t *testing.T, o Options) *table {
+	b := &table{t: t, now: time.Unix(1000, 0), h: schema.At(1, 0)}
+	o.Filter, o.Now, o.H = "t", func() time.Time { return b.now }, func() schema.Cursor { return b.h }
+	b.g = New(o)
+	return b
+}
+
+// did gives what the group has asked for since, by name.
+func (b *table) did() []Do {
+	var out []Do
+	b.out = b.g.Actions()
+	for _, a := range b.out {
+		out = append(out, a.Do)
+	}
+	return out
+}
+
+func (b *table) wants(what string, want ...Do) {
+	b.t.Helper()
+	if got := b.did(); !slices.Equal(got, want) {
+		b.t.Fatalf("%s: actions %v, want %v", what, got, want)
+	}
+}
+
+// live opens the group with members, and brings it up to the hub.
+func (b *table) live(d store.Group, members ...*hand) {
+	b.t.Helper()
+	for _, m := range members {
+		b.g.Join(m)
+	}
+	b.wants("Join", DoOpen)
+	b.g.OnOpened(d, nil)
+	if len(members) > 1 { // who came when the store had been asked
+		b.wants("OnOpened", DoReplay, DoOpen)
+		b.g.OnOpened(d, nil)
+	} else {
+		b.wants("OnOpened", DoReplay)
+	}
+	if _, ok := b.g.OnAttach(); !ok || !b.g.OnCaughtUp(b.h) {
+		b.t.Fatal("not live")
+	}
+	b.did()
+}
+
+func msg(n uint64, qos uint8) *schema.Message {
+	return &schema.Message{ID: schema.ID{11: byte(n), 10: byte(n >> 8)}, Mark: schema.Mark{Lane: 1, N: n}, Topic: "t", QoS: qos}
+}
+
+func (b *table) offer(from, to uint64) {
+	b.t.Helper()
+	for n := from; n <= to; n++ {
+		if !b.g.Offer(msg(n, 1)) {
+			b.t.Fatalf("message %d is refused", n)
+		}
+	}
+}
+
+func at(n uint64) store.Group { return store.Group{After: schema.At(1, n)} }
+
+// The one with most room gets it; equals take turns.
+func TestMostRoom(t *testing.T) {
+	t.Parallel()
+	a, b, c := &hand{room: 3, qos: 1}, &hand{room: 5, qos: 1}, &hand{room: 3, qos: 1}
+	x := newTable(t, Options{})
+	x.live(at(0), a, b, c)
+	x.offer(1, 2)
+	if !slices.Equal(b.got, []uint64{1, 2}) {
+		t.Errorf("the one with most room got %v", b.got)
+	}
+	x.offer(3, 11)
+	for i, h := range []*hand{a, b, c} {
+		if h.room != 0 {
+			t.Errorf("member %d has room for %d left", i, h.room)
+		}
+	}
+	if x.offer(12, 12); !x.g.Waits() || x.g.HasRoom() {
+		t.Error("the twelfth does not wait")
+	}
+	c.room = 1
+	x.g.Pump()
+	if n := c.got[len(c.got)-1]; n != 12 {
+		t.Errorf("the twelfth went elsewhere; last is %d", n)
+	}
+	// Turns, while all have the same room.
+	p, q := &hand{qos: 1}, &hand{qos: 1}
+	y := newTable(t, Options{})
+	y.live(at(0), p, q)
+	for n := uint64(1); n <= 10; n++ {
+		p.room, q.room = 1, 1
+		y.offer(n, n)
+	}
+	if len(p.got) != 5 || len(q.got) != 5 {
+		t.Errorf("equals got %v and %v", p.got, q.got)
+	}
+}
+
+// after stops at the first claim without an answer; what needs none waits behind it.
+func TestAfterFollows(t *testing.T) {
+	t.Parallel()
+	a := &hand{room: 100, qos: 1}
+	x := newTable(t, Options{})
+	x.live(at(0), a)
+	x.offer(1, 3)
+	x.g.Offer(msg(4, 0))
+	for _, tt := range []struct {
+		answered uint64
+		outcome  store.Outcome
+		want     uint64
+	}{{2, store.Stored, 0}, {1, store.Refused, 2}, {3, store.Stored, 4}} {
+		x.g.OnClaimed(a, msg(tt.answered, 1).ID, tt.outcome)
+		if !x.g.after.Equal(schema.At(1, tt.want)) {
+			t.Errorf("after the answer for %d: after is %v, want %d", tt.answered, x.g.after, tt.want)
+		}
+	}
+	x.now = x.now.Add(time.Second)
+	x.g.Tick(x.h)
+	if x.wants("Tick", DoSave); !x.out[0].After.Equal(schema.At(1, 4)) {
+		t.Errorf("saves %v", x.out[0].After)
+	}
+	x.g.Tick(x.h)
+	x.wants("Tick while saving")
+	x.g.OnSaved(errors.New("no"))
+	x.g.Tick(x.h)
+	x.wants("Tick at once after a failure")
+	x.now = x.now.Add(time.Second)
+	x.g.Tick(x.h)
+	x.wants("Tick a second later", DoSave)
+}
+
+// One whose claim is in doubt comes again, before anything else, and only after the
+// store was asked; the claims of others count.
+func TestInDoubt(t *testing.T) {
+	t.Parallel()
+	a, b := &hand{room: 2, qos: 1}, &hand{qos: 1}
+	x := newTable(t, Options{})
+	x.live(at(0), a, b)
+	x.offer(1, 3)
+	b.room = 10
+	a.gone = true
+	x.g.OnClaimed(a, msg(1, 1).ID, store.InDoubt)
+	x.g.OnClaimed(a, msg(2, 1).ID, store.InDoubt)
+	x.wants("two in doubt", DoOpen)
+	x.g.OnOpened(store.Group{After: schema.At(1, 0), Claimed: []store.Ref{{ID: msg(2, 1).ID, Mark: msg(2, 1).Mark}}}, nil)
+	// The first OpenGroup was asked before the second was in doubt.
+	x.wants("answered", DoOpen, DoLookup)
+	refs := x.out[1].Refs
+	x.g.OnLookup(refs, []*schema.Message{msg(1, 1), msg(2, 1)}, nil)
+	if !slices.Equal(b.got, []uint64{1}) {
+		t.Fatalf("b got %v", b.got)
+	}
+	x.g.OnOpened(store.Group{After: schema.At(1, 0), Claimed: []store.Ref{{ID: msg(2, 1).ID, Mark: msg(2, 1).Mark}}}, nil)
+	if !slices.Equal(b.got, []uint64{1, 3}) {
+		t.Errorf("b got %v; the second had its record", b.got)
+	}
+	x.g.OnClaimed(b, msg(1, 1).ID, store.Stored)
+	x.g.OnClaimed(b, msg(3, 1).ID, store.Stored)
+	if !x.g.after.Equal(schema.At(1, 3)) {
+		t.Errorf("after is %v", x.g.after)
+	}
+}
+
+// G3: whoever joins gets nothing before the store was asked again.
+func TestJoinAsks(t *testing.T) {
+	t.Parallel()
+	a := &hand{room: 1, qos: 1}
+	x := newTable(t, Options{})
+	x.live(at(0), a)
+	x.offer(1, 2)
+	a.gone = true // it has unsubscribed, which we do not know yet
+	b := &hand{room: 9}
+	x.g.Join(b)
+	x.g.Join(b)
+	x.wants("Join", DoOpen)
+	x.g.Pump()
+	if b.asked > 0 {
+		t.Error("the new member was offered something at once")
+	}
+	x.g.OnOpened(at(2), nil) // another group of that name
+	x.offer(3, 3)
+	if !slices.Equal(b.got, []uint64{3}) {
+		t.Errorf("the new member got %v", b.got)
+	}
+}
+
+// A lost member makes the group ask the store at once; what was left comes first, and
+// what nobody is to have is taken out of the store.
+func TestGoneAsks(t *testing.T) {
+	t.Parallel()
+	a, b := &hand{room: 3, qos: 1}, &hand{qos: 1}
+	x := newTable(t, Options{})
+	x.live(at(0), a, b)
+	x.offer(1, 3)
+	for n := uint64(1); n <= 3; n++ {
+		x.g.OnClaimed(a, msg(n, 1).ID, store.Stored)
+	}
+	x.did()
+	x.g.Gone(a)
+	x.wants("Gone", DoOpen)
+	d := at(0)
+	for n := uint64(1); n <= 4; n++ {
+		d.Again = append(d.Again, store.Ref{ID: msg(n, 1).ID, Mark: msg(n, 1).Mark})
+	}
+	x.g.OnOpened(d, nil)
+	x.wants("opened", DoLookup)
+	expired, large := msg(2, 1), msg(3, 1)
+	expired.Expiry, large.Payload = x.now, []byte("x")
+	b.small = true
+	b.room = 9
+	x.g.OnLookup(x.out[0].Refs, []*schema.Message{msg(1, 1), expired, large, nil}, nil)
+	x.wants("looked up", Count, Count, Count)
+	why := []session.Drop{x.out[0].Dropped, x.out[1].Dropped, x.out[2].Dropped}
+	if want := []session.Drop{session.DropTrimmed, session.DropExpired, session.DropTooLarge}; !slices.Equal(why, want) {
+		t.Errorf("dropped %v, want %v", why, want)
+	}
+	if !slices.Equal(b.got, []uint64{1}) {
+		t.Errorf("b got %v", b.got)
+	}
+	x.now = x.now.Add(saveEvery)
+	x.g.Tick(x.h)
+	if x.wants("Tick", DoSave); len(x.out[0].Passed) != 3 {
+		t.Errorf("passes %v", x.out[0].Passed)
+	}
+	// Until it is saved the store may still say so.
+	x.g.Refresh()
+	x.did()
+	x.g.OnOpened(d, nil)
+	x.wants("opened again")
+}
+
+// A full queue makes a reader of it; so does a full line.
+func TestFull(t *testing.T) {
+	t.Parallel()
+	a := &hand{room: 2, qos: 1}
+	x := newTable(t, Options{Queue: 3, Line: 4})
+	x.live(at(0), a)
+	x.offer(1, 5)
+	if x.g.Offer(msg(6, 1)) {
+		t.Error("the sixth is taken")
+	}
+	x.wants("overflow", DoReplay)
+	a.room = 10
+	if from, ok := x.g.OnAttach(); !ok || !from.Equal(schema.At(1, 2)) {
+		t.Errorf("reads from %v, %v", from, ok)
+	}
+	page := []*schema.Message{msg(3, 1), msg(4, 1), msg(5, 1), msg(6, 1)}
+	if n := x.g.Feed(page); n != 2 || x.g.Hungry() {
+		t.Errorf("with four in the line it takes %d more", n)
+	}
+	x.g.OnClaimed(a, msg(2, 1).ID, store.Stored)
+	if x.g.Hungry() {
+		t.Error("the line goes on over a claim without an answer")
+	}
+	x.g.OnClaimed(a, msg(1, 1).ID, store.Stored)
+	if !x.g.Hungry() || x.g.Feed(page[2:]) != 2 {
+		t.Error("the line does not go on")
+	}
+	for range 3 {
+		x.g.Offer(msg(7, 1))
+	}
+	if x.g.Offer(msg(7, 1)) || x.g.OnCaughtUp(schema.At(1, 6)) {
+		t.Error("the buffer has no bound")
+	}
+}
+
+// QoS 0 from before the group was opened is dropped, and counted; the same to a member
+// at QoS 0, published higher, is not.
+func TestQoS0FromBefore(t *testing.T) {
+	t.Parallel()
+	a := &hand{room: 9}
+	x := newTable(t, Options{})
+	x.h = schema.At(1, 10)
+	x.g.Join(a)
+	x.did()
+	x.g.OnOpened(at(0), nil)
+	x.g.OnAttach()
+	x.did()
+	x.g.Feed([]*schema.Message{msg(1, 0), msg(2, 2), msg(11, 0)})
+	if x.wants("fed", Count); x.out[0].Dropped != session.DropQoS0Offline || !slices.Equal(a.got, []uint64{2, 11}) {
+		t.Errorf("%v, got %v", x.out[0].Dropped, a.got)
+	}
+	if !x.g.after.Equal(schema.At(1, 11)) {
+		t.Errorf("after is %v", x.g.after)
+	}
+}
+
+// What was claimed before is passed.
+func TestClaimedBefore(t *testing.T) {
+	t.Parallel()
+	a := &hand{room: 9, qos: 1}
+	x := newTable(t, Options{})
+	d := at(0)
+	d.Claimed = []store.Ref{{ID: msg(2, 1).ID, Mark: msg(2, 1).Mark}, {ID: msg(9, 1).ID, Mark: msg(9, 1).Mark}}
+	x.g.Join(a)
+	x.did()
+	x.g.OnOpened(d, nil)
+	x.g.OnAttach()
+	if n := x.g.Feed([]*schema.Message{msg(1, 1), msg(2, 1), msg(3, 1)}); n != 3 || !slices.Equal(a.got, []uint64{1, 3}) {
+		t.Errorf("fed %d, got %v", n, a.got)
+	}
+	x.g.OnCaughtUp(schema.At(1, 10)) // the ninth was not read: retention has it
+	if len(x.g.claimed) != 0 {
+		t.Errorf("%d claims are kept for ever", len(x.g.claimed))
+	}
+}
+
+// A group without members saves its place and ends; unless somebody comes meanwhile.
+func TestEnds(t *testing.T) {
+	t.Parallel()
+	a, b := &hand{room: 9, qos: 1}, &hand{room: 9, qos: 1}
+	x := newTable(t, Options{})
+	x.live(at(0), a)
+	x.offer(1, 1)
+	x.g.Part(a)
+	if x.wants("Part with a claim under way"); x.g.Idle() {
+		t.Error("idle with a claim under way")
+	}
+	x.g.OnClaimed(a, msg(1, 1).ID, store.Stored)
+	x.wants("answered", DoSave)
+	x.g.Join(b)
+	x.g.OnSaved(nil)
+	x.wants("joined meanwhile", DoOpen)
+	x.g.OnOpened(at(1), nil)
+	x.wants("opened", DoReplay)
+	x.g.Gone(b)
+	x.wants("Gone", DoEnd)
+	if !x.g.Idle() || x.g.Offer(msg(2, 1)) || x.g.Reads() {
+		t.Error("a group without members goes on")
+	}
+	// A group that is not there has no members, but for who came since.
+	y := newTable(t, Options{})
+	y.g.Join(a)
+	y.did()
+	y.g.Join(b)
+	y.g.OnOpened(store.Group{}, fmt.Errorf("no: %w", store.ErrNoGroup))
+	if y.wants("no group", DoOpen); y.g.Members() != 1 {
+		t.Errorf("%d members", y.g.Members())
+	}
+	y.g.OnOpened(store.Group{}, errors.New("trouble"))
+	y.wants("trouble")
+	y.g.Tick(y.h)
+	y.wants("Tick", DoOpen)
+	y.g.OnOpened(store.Group{}, store.ErrNoGroup)
+	y.wants("still no group", DoEnd)
+}
