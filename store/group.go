@@ -34,6 +34,8 @@ import (
 //
 // Invariant: everything that is not after After was claimed by a record, stands in
 // Again, or was passed on purpose.
+//
+// A store that keeps none answers errors.ErrUnsupported.
 type Groups interface {
 	// OpenGroup tells where a group stands; ErrNoGroup: it has no member. It may
 	// be called at any time, and sees all writes that were answered before.

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,6 +16,11 @@ type Metrics struct {
 	Up              prometheus.Gauge
 	HeadSequence    prometheus.Gauge
 	OldestTimestamp prometheus.Gauge
+	// StreamLag is how far behind the log the tail stands, in seconds: 0 when it
+	// has seen all there is, also when nothing comes.
+	StreamLag prometheus.Gauge
+
+	streamEvents, streamResumes *prometheus.CounterVec
 
 	operation *prometheus.HistogramVec
 	errors    *prometheus.CounterVec
@@ -59,7 +65,22 @@ func NewMetrics(reg prometheus.Registerer, backend string) (*Metrics, error) {
 		OldestTimestamp: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "rewindmq_store_oldest_message_timestamp_seconds", Help: "Creation time of the oldest message kept, Unix time; 0 if none.",
 		}),
+		StreamLag: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "rewindmq_change_stream_lag_seconds", Help: "How far the tail of the log is behind; 0 when idle. 0 on stores without a stream.",
+		}),
+		streamEvents: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "rewindmq_change_stream_events_total", Help: "Events read from the change stream of messages.",
+		}, []string{"op"}),
+		streamResumes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "rewindmq_change_stream_resumes_total", Help: "Times the tail left the change stream for the lanes, by reason.",
+		}, []string{"reason"}),
 		operation: op, errors: errs, backend: backend,
+	}
+	for _, name := range streamOps {
+		m.streamEvents.WithLabelValues(name)
+	}
+	for _, name := range StreamResumeReasons() {
+		m.streamResumes.WithLabelValues(name)
 	}
 	for _, name := range []string{"append", "claim", "write", "record", "read", "retained"} {
 		op.WithLabelValues(backend, name)
@@ -67,7 +88,7 @@ func NewMetrics(reg prometheus.Registerer, backend string) (*Metrics, error) {
 			errs.WithLabelValues(backend, name, kind)
 		}
 	}
-	for _, c := range []prometheus.Collector{batch, app, op, errs, m.QueueMessages, m.Up, m.HeadSequence, m.OldestTimestamp} {
+	for _, c := range []prometheus.Collector{batch, app, op, errs, m.QueueMessages, m.Up, m.HeadSequence, m.OldestTimestamp, m.StreamLag, m.streamEvents, m.streamResumes} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
@@ -83,3 +104,25 @@ func (m *Metrics) Operation(op string, took time.Duration) {
 // Error counts a failed operation. kind is one of timeout, not_primary, network,
 // duplicate_key, write_concern, no_space, corrupt, other.
 func (m *Metrics) Error(op, kind string) { m.errors.WithLabelValues(m.backend, op, kind).Inc() }
+
+var streamOps = []string{"insert", "update", "other"}
+
+// StreamResumeReasons are the values of the label reason: error (the source was
+// lost), history_lost (its place in the oplog has gone), gap (it is behind the
+// lanes), lane (a lane was opened or retired), adoption, silence, poke (a client
+// asked), load (it did not keep up).
+func StreamResumeReasons() []string {
+	return []string{"error", "history_lost", "gap", "lane", "adoption", "silence", "poke", "load"}
+}
+
+// StreamEvent counts an event of the change stream.
+func (m *Metrics) StreamEvent(op string) {
+	if !slices.Contains(streamOps, op) {
+		op = "other"
+	}
+	m.streamEvents.WithLabelValues(op).Inc()
+}
+
+// StreamResume counts that the tail left the stream for one of
+// StreamResumeReasons.
+func (m *Metrics) StreamResume(reason string) { m.streamResumes.WithLabelValues(reason).Inc() }

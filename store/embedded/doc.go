@@ -61,6 +61,10 @@
 //	s | session8 | filter          -> subscription
 //	d | epoch4 | session8 | seq8   -> delivery record
 //
+//	g | group                      -> group8, since, after, number of members
+//	q | group8 | lane4 | n8        -> message id      claimed by a record, after `after`
+//	u | group8 | lane4 | n8        -> message id      left by a lost member
+//
 //	r | topic name                 -> mark, message   retained, or cleared
 //	R                              -> checkpoint of the retained messages
 //	z | time8 | topic name         -> message id      when a cleared topic is forgotten
@@ -68,7 +72,7 @@
 // The topic stands in the key of a message so that a scan can pass over what no
 // filter wants without touching its value, which from 256 bytes on lies in a blob
 // file. The session number is never given twice, so leftovers of a former session
-// cannot count as the next one's. A record repeats client and topic, as the
+// cannot count as the next one's; group numbers come from the same count. A record repeats client and topic, as the
 // history outlives both. Retention drops m up to the first position of the oldest
 // epoch that is kept, t and d by epoch, each by one range; x by the seconds in the
 // ids; n and N of topics that no kept epoch has used.

@@ -1,0 +1,133 @@
+package mongo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"testing"
+	"time"
+
+	driver "go.mongodb.org/mongo-driver/v2/mongo"
+
+	"rewindmq/schema"
+	"rewindmq/store"
+)
+
+// load appends n messages over topics, through the store.
+func load(t *testing.T, s *Store, n int, topic func(i int) string) {
+	t.Helper()
+	var all sync.WaitGroup
+	all.Add(n)
+	pubs := make([]*store.Publisher, 16)
+	for i := range pubs {
+		pubs[i] = &store.Publisher{Owner: schema.Owner{ClientID: fmt.Sprint("p", i)}}
+	}
+	room := make(chan struct{}, 4000)
+	for i := range n {
+		room <- struct{}{}
+		m := &schema.Message{ID: s.ids.Next(time.Now()), Topic: topic(i), ClientID: pubs[i%16].ClientID, Payload: []byte("1795657964,21.5"), QoS: 1, Created: time.Now()}
+		s.Append(context.Background(), pubs[i%16], []*schema.Message{m}, func(a []store.Appended) {
+			if a[0].Outcome != store.Stored {
+				t.Errorf("append: %+v", a[0])
+			}
+			<-room
+			all.Done()
+		})
+	}
+	all.Wait()
+}
+
+func readAll(ctx context.Context, t *testing.T, s *Store, after, upTo schema.Cursor, filters ...string) int {
+	t.Helper()
+	r, err := s.Read(ctx, after, upTo, filters)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for n := 0; ; n++ {
+		_, err := r.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			return n
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// examined gives what the server has examined of `message` while fn ran, keys and
+// documents, by its own counters.
+func examined(ctx context.Context, t *testing.T, db *driver.Database, fn func()) int64 {
+	t.Helper()
+	read := func() int64 {
+		var status struct {
+			Metrics struct {
+				Query struct {
+					Keys int64 `bson:"scanned"`
+					Docs int64 `bson:"scannedObjects"`
+				} `bson:"queryExecutor"`
+			} `bson:"metrics"`
+		}
+		if err := db.RunCommand(ctx, fields("serverStatus", 1)).Decode(&status); err != nil {
+			t.Fatal(err)
+		}
+		return status.Metrics.Query.Keys + status.Metrics.Query.Docs
+	}
+	before := read()
+	fn()
+	return read() - before
+}
+
+// A replay's cost follows what it delivers, for exact filters, `+` and narrow `#`.
+func TestReplayCostFollowsDelivery(t *testing.T) {
+	t.Parallel()
+	set := ownSet(t, 1)
+	r := rigOn(t, set)
+	r.o.RetainMessages = 0
+	r.o.Lease = time.Minute // no heartbeat and no keeper in between
+	s := r.start()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	from, err := s.Head(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const n, topics = 60_000, 6000
+	load(t, s, n, func(i int) string { return fmt.Sprintf("d/%d/k%d/x", i%topics/10, i%10) })
+	upTo, err := s.Head(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	readAll(ctx, t, s, from, upTo, "d/1/+/x") // the catalog is read once
+	for _, tt := range []struct {
+		filter string
+		want   int
+	}{{"d/77/k7/x", n / topics}, {"d/55/#", 100}, {"d/+/k3/nothing", 0}, {"d/8/+/x", 100}, {"d/33/+/x", 100}} {
+		got := 0
+		cost := examined(ctx, t, r.db, func() { got = readAll(ctx, t, s, from, upTo, tt.filter) })
+		t.Logf("%s: %d delivered, %d keys and documents examined", tt.filter, got, cost)
+		if got != tt.want || cost > int64(5*tt.want+300) {
+			t.Errorf("%s: %d delivered, want %d; %d examined", tt.filter, got, tt.want, cost)
+		}
+	}
+	if got := readAll(ctx, t, s, from, upTo, "#"); got != n {
+		t.Errorf("#: %d of %d", got, n)
+	}
+	if got := readAll(ctx, t, s, from, upTo, "d/+/k3/x"); got != n/10 {
+		t.Errorf("d/+/k3/x: %d of %d", got, n/10)
+	}
+	// T13: a topic that comes after the catalog was read.
+	load(t, s, 1, func(int) string { return "d/new/k1/x" })
+	if upTo, err = s.Head(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := readAll(ctx, t, s, from, upTo, "d/new/#"); got != 1 {
+		t.Errorf("a new topic: %d", got)
+	}
+	follow(ctx, t, s, from, upTo)
+	if got := readAll(ctx, t, s, from, upTo, "d/new/#"); got != 1 {
+		t.Errorf("a new topic, after a tail: %d", got)
+	}
+}
