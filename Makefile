@@ -85,6 +85,7 @@ clients:
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mosquitto-clients; } >/dev/null 2>&1 \
 			|| echo 'make: mosquitto-clients could not be installed; tests with foreign clients are skipped' >&2; \
 	else echo 'make: no mosquitto_pub here (Debian: mosquitto-clients); tests with foreign clients are skipped' >&2; fi
+	@integration/clients/install.sh || echo 'make: paho-mqtt or mqtt.js could not be installed; their tests are skipped' >&2
 
 # A mongod for the tests that want one. Without it those tests are skipped with a message.
 mongod:

@@ -192,6 +192,7 @@ func (m *Metrics) sessionEvent(e string)   { m.sessionEvents.WithLabelValues(e).
 func (m *Metrics) protocolError(c wire.ReasonCode) {
 	m.protocolErrors.WithLabelValues(c.String()).Inc()
 }
+
 func (m *Metrics) retained(messages int, size int64) {
 	m.retainedMessages.Set(float64(messages))
 	m.retainedBytes.Set(float64(size))

@@ -66,17 +66,17 @@ func (ss *shares) end(sh *share) {
 // wait waits until no group is left, or ctx ends.
 func (ss *shares) wait(ctx context.Context) {
 	for {
-		var any *share
+		var left *share
 		ss.mu.Lock()
 		for _, sh := range ss.by {
-			any = sh
+			left = sh
 		}
 		ss.mu.Unlock()
-		if any == nil {
+		if left == nil {
 			return
 		}
 		select {
-		case <-any.ctx.Done():
+		case <-left.ctx.Done():
 		case <-ctx.Done():
 			return
 		}

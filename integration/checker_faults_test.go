@@ -332,8 +332,16 @@ func TestMatches(t *testing.T) {
 		filter, topic string
 		want          bool
 	}{
-		{"a/#", "a", true}, {"a/#", "a/b/c", true}, {"a/+", "a", false}, {"a/+", "a/", true}, {"+/b", "a/b", true},
-		{"#", "$SYS/x", false}, {"+/x", "$SYS/x", false}, {"$SYS/#", "$SYS/x", true}, {"a", "a/b", false}, {"#", "/", true},
+		{"a/#", "a", true},
+		{"a/#", "a/b/c", true},
+		{"a/+", "a", false},
+		{"a/+", "a/", true},
+		{"+/b", "a/b", true},
+		{"#", "$SYS/x", false},
+		{"+/x", "$SYS/x", false},
+		{"$SYS/#", "$SYS/x", true},
+		{"a", "a/b", false},
+		{"#", "/", true},
 	} {
 		if matches(c.filter, c.topic) != c.want {
 			t.Errorf("matches(%q, %q) != %t", c.filter, c.topic, c.want)

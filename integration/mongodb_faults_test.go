@@ -182,8 +182,13 @@ func killCursors(t *testing.T, db *driver.Database) int {
 // document is a message in the shape that other writers use.
 func document(topic string, payload any) bson.D {
 	return bson.D{
-		{Key: "topic", Value: topic}, {Key: "data", Value: payload}, {Key: "clientId", Value: "erp"},
-		{Key: "qos", Value: 1}, {Key: "retain", Value: false}, {Key: "created", Value: time.Now()}, {Key: "host", Value: "erp"},
+		{Key: "topic", Value: topic},
+		{Key: "data", Value: payload},
+		{Key: "clientId", Value: "erp"},
+		{Key: "qos", Value: 1},
+		{Key: "retain", Value: false},
+		{Key: "created", Value: time.Now()},
+		{Key: "host", Value: "erp"},
 	}
 }
 

@@ -190,8 +190,13 @@ func TestF02_OpenTransaction(t *testing.T) {
 	}
 	tx := driver.NewSessionContext(t.Context(), sess)
 	if _, err := a.place.db.Collection("message").InsertOne(tx, bson.D{
-		{Key: "topic", Value: "f02/t"}, {Key: "data", Value: "held"}, {Key: "clientId", Value: "erp"},
-		{Key: "qos", Value: 1}, {Key: "retain", Value: false}, {Key: "created", Value: time.Now()}, {Key: "host", Value: "erp"},
+		{Key: "topic", Value: "f02/t"},
+		{Key: "data", Value: "held"},
+		{Key: "clientId", Value: "erp"},
+		{Key: "qos", Value: 1},
+		{Key: "retain", Value: false},
+		{Key: "created", Value: time.Now()},
+		{Key: "host", Value: "erp"},
 	}); err != nil {
 		t.Fatal(err)
 	}

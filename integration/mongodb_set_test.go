@@ -2,6 +2,7 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"os/exec"
@@ -156,7 +157,7 @@ func (p *proxy) copy(to, from net.Conn, answers bool) {
 				err = err2
 			}
 		}
-		if err != nil && err != io.ErrShortWrite {
+		if err != nil && !errors.Is(err, io.ErrShortWrite) {
 			break
 		}
 	}

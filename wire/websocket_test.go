@@ -144,7 +144,9 @@ func TestWebSocketFragments(t *testing.T) {
 		t.Errorf("ping: %v", err)
 	}
 	ws.CloseNow() //nolint:errcheck // ends the read
-	_ = <-got
+	if err := <-got; err != nil {
+		t.Log(err)
+	}
 }
 
 // TestWebSocketTextFrame: it closes the connection, and the reader says why [MQTT-6.0.0-1].
@@ -261,7 +263,8 @@ func TestWebSocketStalledWrite(t *testing.T) {
 		ws := dialFrames(t, l, "/", nil, "mqtt")
 		free(<-started)
 		select {
-		case _ = <-result:
+		case err := <-result:
+			t.Log(err)
 		case <-time.After(deadline):
 			t.Errorf("%s: the write is still stalled", name)
 		}

@@ -245,7 +245,7 @@ func (c *conn) record() {
 	w, d := c.d.w, c.records[0]
 	c.records = c.records[1:]
 	doubt := w.faults && w.chance(w.x.doubt)
-	err := error(store.ErrSessionLost)
+	err := store.ErrSessionLost
 	switch {
 	case c.failed || doubt && w.chance(.5):
 		err = errDoubt // it did not land
@@ -265,7 +265,7 @@ func (c *conn) record() {
 func (c *conn) write() {
 	w, doc := c.d.w, c.writes[0]
 	c.writes = c.writes[1:]
-	err := error(store.ErrSessionLost)
+	err := store.ErrSessionLost
 	if _, ok := doc.(store.Release); ok || w.m.Owns(c.owner) {
 		err = w.m.Write(doc)
 	}

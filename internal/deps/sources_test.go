@@ -32,7 +32,7 @@ var manyNames = map[string]struct {
 }{
 	"wire":           {200, "it names every packet, property and reason code of the protocol"},
 	"schema":         {30, "it is the vocabulary: every recorded document and what one can ask of it"},
-	"store":          {52, "it is the whole contract in one place: interfaces, their values and their sentinel errors"},
+	"store":          {56, "it is the whole contract in one place: interfaces, their values and their sentinel errors"},
 	"broker/session": {62, "its interface is a type for each input and each action of the state machine"},
 }
 

@@ -1,8 +1,8 @@
 package embedded
 
 import (
-	"errors"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"

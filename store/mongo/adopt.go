@@ -200,7 +200,7 @@ func (a *adopter) read(ctx context.Context, filter bson.D, hint string, sort bso
 	if err != nil {
 		return nil, fmt.Errorf("mongo: look for foreign inserts: %w", err)
 	}
-	defer cur.Close(context.WithoutCancel(ctx))
+	defer func() { _ = cur.Close(context.WithoutCancel(ctx)) }()
 	var list []foreign
 	for cur.Next(ctx) {
 		id, _ := cur.Current.Lookup("_id").ObjectIDOK()
@@ -279,7 +279,7 @@ func (a *adopter) lookUp(list []foreign) ([]foreign, error) {
 	if err != nil {
 		return list, err
 	}
-	defer cur.Close(context.WithoutCancel(ctx))
+	defer func() { _ = cur.Close(context.WithoutCancel(ctx)) }()
 	at := map[bson.ObjectID]bson.RawValue{}
 	standing := map[int64]string{}
 	for cur.Next(ctx) {

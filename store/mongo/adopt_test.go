@@ -53,8 +53,13 @@ func TestP7_InsertIsPublish(t *testing.T) {
 	docs := []any{
 		bson.D{{Key: "topic", Value: "a"}, {Key: "data", Value: "plain"}},
 		bson.D{
-			{Key: "topic", Value: "b"}, {Key: "data", Value: "article"}, {Key: "clientId", Value: "x"}, {Key: "qos", Value: 0},
-			{Key: "retain", Value: true}, {Key: "created", Value: time.Now()}, {Key: "host", Value: "elsewhere"},
+			{Key: "topic", Value: "b"},
+			{Key: "data", Value: "article"},
+			{Key: "clientId", Value: "x"},
+			{Key: "qos", Value: 0},
+			{Key: "retain", Value: true},
+			{Key: "created", Value: time.Now()},
+			{Key: "host", Value: "elsewhere"},
 		},
 		bson.D{{Key: "topic", Value: "c"}, {Key: "data", Value: bson.Binary{Data: []byte{0, 255}}}, {Key: "created", Value: time.Date(2001, 1, 1, 0, 0, 0, 0, time.UTC)}},
 		bson.D{{Key: "topic", Value: "d"}, {Key: "data", Value: "copied"}, {Key: "lane", Value: int64(1)<<32 | 77}, {Key: "n", Value: int64(9)}, {Key: "created", Value: time.Now()}},
@@ -174,8 +179,13 @@ func TestP4_History(t *testing.T) {
 	old := time.Date(2020, 5, 1, 10, 0, 0, 0, time.UTC)
 	for i := range 3 {
 		_, err := r.db.Collection("message").InsertOne(ctx, bson.D{
-			{Key: "topic", Value: "/coordinates"}, {Key: "data", Value: fmt.Sprint(i)}, {Key: "clientId", Value: "listener:db:local"},
-			{Key: "qos", Value: 0}, {Key: "retain", Value: true}, {Key: "created", Value: old.Add(time.Duration(i) * time.Second)}, {Key: "host", Value: "h"},
+			{Key: "topic", Value: "/coordinates"},
+			{Key: "data", Value: fmt.Sprint(i)},
+			{Key: "clientId", Value: "listener:db:local"},
+			{Key: "qos", Value: 0},
+			{Key: "retain", Value: true},
+			{Key: "created", Value: old.Add(time.Duration(i) * time.Second)},
+			{Key: "host", Value: "h"},
 		})
 		if err != nil {
 			t.Fatal(err)

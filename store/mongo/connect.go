@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/event"
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 	"go.mongodb.org/mongo-driver/v2/mongo/readconcern"
@@ -54,7 +55,10 @@ func (s *Store) dial() error {
 		o.SetServerSelectionTimeout(15 * time.Second) // covers an election
 	}
 	o.SetMinPoolSize(uint64(s.o.Lanes + sessionWriters + recordLanes))
-	if s.o.Metrics != nil {
+	switch {
+	case s.o.onCommand != nil:
+		o.SetMonitor(&event.CommandMonitor{Started: func(context.Context, *event.CommandStartedEvent) { s.o.onCommand() }})
+	case s.o.Metrics != nil:
 		o.SetMonitor(s.monitor())
 	}
 	var err error

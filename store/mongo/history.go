@@ -45,7 +45,7 @@ func (s *Store) retainHistory(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("mongo: retained history: %w", err)
 	}
-	defer cur.Close(context.WithoutCancel(ctx))
+	defer func() { _ = cur.Close(context.WithoutCancel(ctx)) }()
 	var part []*schema.Message
 	for cur.Next(ctx) {
 		m, _, err := decodeMessage(cur.Current)

@@ -82,13 +82,6 @@ func (b *laneBook) known(l laneID) (mine, unknown bool) {
 	return ok && d.id() == l, !ok
 }
 
-func (b *laneBook) get(k schema.Lane) (laneDoc, bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	d, ok := b.by[k]
-	return d, ok
-}
-
 // upTo gives the lanes 1..newest; false: not all of them are known.
 func (b *laneBook) upTo(newest schema.Lane) ([]laneDoc, bool) {
 	b.mu.Lock()

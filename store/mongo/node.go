@@ -83,8 +83,11 @@ func (s *Store) register(ctx context.Context) error {
 	sent := time.Now()
 	_, err := s.c.node.UpdateOne(mongo.NewSessionContext(ctx, s.self.beats), bson.D{{Key: "_id", Value: s.self.id()}},
 		mongo.Pipeline{{{Key: "$set", Value: bson.D{
-			{Key: "name", Value: s.o.Node}, {Key: "started", Value: "$$NOW"}, {Key: "beat", Value: "$$NOW"},
-			{Key: "lease", Value: s.o.Lease.Milliseconds()}, {Key: "beats", Value: int64(0)},
+			{Key: "name", Value: s.o.Node},
+			{Key: "started", Value: "$$NOW"},
+			{Key: "beat", Value: "$$NOW"},
+			{Key: "lease", Value: s.o.Lease.Milliseconds()},
+			{Key: "beats", Value: int64(0)},
 		}}}}, options.UpdateOne().SetUpsert(true))
 	if err != nil {
 		return fmt.Errorf("mongo: register node %v: %w", s.self.id(), err)

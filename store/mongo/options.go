@@ -56,6 +56,8 @@ type Options struct {
 	// mute makes the streams of messages lose what they see while it is set. For
 	// tests.
 	mute *atomic.Bool
+	// onCommand is called for each command that is sent. For tests.
+	onCommand func()
 }
 
 // Names of the collections. The first three are those that others read.
@@ -104,8 +106,10 @@ func (o Options) withDefaults() (Options, error) {
 		at   *time.Duration
 		def  time.Duration
 	}{
-		{"Hold", &o.Hold, time.Minute}, {"Attempt", &o.Attempt, 10 * time.Second},
-		{"Lease", &o.Lease, 10 * time.Second}, {"ClaimWait", &o.ClaimWait, time.Second},
+		{"Hold", &o.Hold, time.Minute},
+		{"Attempt", &o.Attempt, 10 * time.Second},
+		{"Lease", &o.Lease, 10 * time.Second},
+		{"ClaimWait", &o.ClaimWait, time.Second},
 	} {
 		if *d.at == 0 {
 			*d.at = d.def

@@ -121,8 +121,10 @@ func (s *Store) prepareMessage(ctx context.Context) error {
 	}
 	// In place, for one that was there before, or with another size limit.
 	err := s.db.RunCommand(ctx, bson.D{
-		{Key: "collMod", Value: n.Message}, {Key: "validator", Value: s.validator()},
-		{Key: "validationLevel", Value: "strict"}, {Key: "validationAction", Value: "error"},
+		{Key: "collMod", Value: n.Message},
+		{Key: "validator", Value: s.validator()},
+		{Key: "validationLevel", Value: "strict"},
+		{Key: "validationAction", Value: "error"},
 	}).Err()
 	if err != nil {
 		return fmt.Errorf("mongo: validator of %s: %w", n.Message, err)

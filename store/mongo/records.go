@@ -266,7 +266,7 @@ func (r *recordLane) lookUp(sess *mongo.Session, items []recordItem) ([]recordIt
 	if err != nil {
 		return items, err
 	}
-	defer cur.Close(context.WithoutCancel(ctx))
+	defer func() { _ = cur.Close(context.WithoutCancel(ctx)) }()
 	there, lost := map[bson.ObjectID]bool{}, false
 	for cur.Next(ctx) {
 		id, _ := cur.Current.Lookup("_id").ObjectIDOK()

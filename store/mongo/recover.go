@@ -90,12 +90,7 @@ func (w *claimWalk) decideWills(ctx context.Context) error {
 }
 
 func (s *Store) sweepOthers(ctx context.Context, o schema.Owner) error {
-	for {
-		res, err := s.c.subscription.DeleteOne(ctx, fields("clientId", o.ClientID, "sid", fields("$ne", int64(o.SID)), "epoch", fields("$lt", int64(o.Epoch))))
-		if err != nil || res.DeletedCount == 0 {
-			return err
-		}
-	}
+	return s.sweepSubscriptions(ctx, fields("clientId", o.ClientID, "sid", fields("$ne", int64(o.SID)), "epoch", fields("$lt", int64(o.Epoch))))
 }
 
 // raiseSubscriptions gives what was read this claim's epoch: whatever the former
@@ -152,7 +147,7 @@ func (s *Store) readStates(ctx context.Context, o schema.Owner, flight []schema.
 	if err != nil {
 		return nil, fmt.Errorf("mongo: read of states of %q: %w", o.ClientID, err)
 	}
-	defer cur.Close(context.WithoutCancel(ctx))
+	defer func() { _ = cur.Close(context.WithoutCancel(ctx)) }()
 	out := map[uint64]bool{}
 	for cur.Next(ctx) {
 		n, _ := cur.Current.Lookup("seq").AsInt64OK()
@@ -178,7 +173,7 @@ func (s *Store) claimedElsewhere(ctx context.Context, ask map[*store.Publisher]s
 		if err != nil {
 			return err
 		}
-		defer cur.Close(context.WithoutCancel(ctx))
+		defer func() { _ = cur.Close(context.WithoutCancel(ctx)) }()
 		for cur.Next(ctx) {
 			id, _ := cur.Current.Lookup("_id").StringValueOK()
 			n, _ := cur.Current.Lookup("epoch").AsInt64OK()

@@ -3,7 +3,6 @@ package mongo
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -38,7 +37,6 @@ type job struct {
 	mark *store.MarkReceived         // so can it
 	done chan struct{}
 	err  error
-	ends func() bool // of the watch on ctx
 }
 
 func newSessionWriter(s *Store) *sessionWriter {
@@ -170,7 +168,8 @@ func (w *sessionWriter) carryOut(sess *mongo.Session, jobs []*job) {
 		if jobs[0].mark != nil {
 			do = w.s.markWrites
 		}
-		w.again(sess, "session_write", func(ctx context.Context) error { return do(ctx, jobs, errs) })
+		// Only the end of the store ends it without an answer: see below.
+		_ = w.again(sess, "session_write", func(ctx context.Context) error { return do(ctx, jobs, errs) })
 		for i, j := range jobs {
 			j.err = errs[i]
 			if w.s.life.Err() != nil && errs[i] == nil {
@@ -235,6 +234,3 @@ func isAnswer(err error) bool {
 	}
 	return false
 }
-
-// dead gives the error of a write that the server will not take.
-func dead(what string, err error) error { return answered{fmt.Errorf("mongo: %s: %w", what, err)} }

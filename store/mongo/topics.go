@@ -267,14 +267,14 @@ func (t *topicMerge) next(ctx context.Context) (*schema.Message, place, error) {
 // fill takes all documents of the next ts.
 func (t *topicMerge) fill(ctx context.Context) error {
 	t.same = nil
-	ts, any := uint64(0), false
+	ts, found := uint64(0), false
 	for _, g := range t.from {
-		if g.head != nil && (!any || g.head.m.TS < ts) {
-			ts, any = g.head.m.TS, true
+		if g.head != nil && (!found || g.head.m.TS < ts) {
+			ts, found = g.head.m.TS, true
 		}
 	}
 	for _, g := range t.from {
-		for any && g.head != nil && g.head.m.TS == ts {
+		for found && g.head != nil && g.head.m.TS == ts {
 			t.same = append(t.same, *g.head)
 			if err := t.advance(ctx, g); err != nil {
 				return fmt.Errorf("mongo: read by topic: %w", err)

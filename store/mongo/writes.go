@@ -154,17 +154,21 @@ func (s *Store) putSubscriptions(ctx context.Context, w store.PutSubscriptions) 
 		return err
 	}
 	mine := fields("$lte", int64(w.Epoch))
-	var models []mongo.WriteModel
+	// Kind by kind: in a mixed batch each change of the kind is a command of its own.
+	var gone, models []mongo.WriteModel
 	for i := range w.Subscriptions {
 		d := newSubscriptionDoc(&w.Subscriptions[i], w.Owner)
-		models = append(models, mongo.NewDeleteOneModel().SetFilter(fields(
+		gone = append(gone, mongo.NewDeleteOneModel().SetFilter(fields(
 			"clientId", d.ClientID, "topic", d.Topic, "sid", fields("$ne", d.SID),
 			"epoch", fields("$not", fields("$gt", int64(w.Epoch))))))
 		models = append(models, mongo.NewUpdateOneModel().SetUpsert(true).
 			SetFilter(fields("clientId", d.ClientID, "topic", d.Topic, "sid", d.SID, "epoch", mine)).
 			SetUpdate(subscriptionUpdate(&d)))
 	}
-	_, err := s.c.subscription.BulkWrite(ctx, models)
+	_, err := s.c.subscription.BulkWrite(ctx, gone)
+	if err == nil {
+		_, err = s.c.subscription.BulkWrite(ctx, models)
+	}
 	if mongo.IsDuplicateKeyError(err) && !hasWriteConcernError(err) {
 		return store.ErrSessionLost
 	}
@@ -279,17 +283,33 @@ func (s *Store) endSession(ctx context.Context, o schema.Owner) (bool, error) {
 // sweep removes what a session that has ended left, but for its records: those are
 // the history of its deliveries.
 func (s *Store) sweep(ctx context.Context, clientID string, sid int64, epoch uint64) error {
+	err := s.sweepSubscriptions(ctx, fields("clientId", clientID, "sid", sid, "epoch", fields("$lte", int64(epoch))))
+	if err != nil {
+		return err
+	}
+	_, err = s.c.cursor.DeleteOne(ctx, fields("_id", clientID, "sid", sid, "epoch", fields("$lte", int64(epoch))))
+	return err
+}
+
+// sweepSubscriptions deletes what matches, each document by itself, many in one
+// command: a deletion of all that match has no transaction number, and could land
+// late on what was subscribed anew.
+func (s *Store) sweepSubscriptions(ctx context.Context, filter bson.D) error {
 	for {
-		// One by one: a command for many has no transaction number, and could
-		// land late on what was subscribed anew.
-		res, err := s.c.subscription.DeleteOne(ctx, fields("clientId", clientID, "sid", sid, "epoch", fields("$lte", int64(epoch))))
+		cur, err := s.c.subscription.Find(ctx, filter, options.Find().SetLimit(maxBatch).SetProjection(fields("_id", 1)))
 		if err != nil {
 			return err
 		}
-		if res.DeletedCount == 0 {
-			break
+		var models []mongo.WriteModel
+		for cur.Next(ctx) {
+			one := append(bson.D{{Key: "_id", Value: cur.Current.Lookup("_id")}}, filter...)
+			models = append(models, mongo.NewDeleteOneModel().SetFilter(one))
+		}
+		if err := cur.Err(); err != nil || len(models) == 0 {
+			return err
+		}
+		if _, err := s.c.subscription.BulkWrite(ctx, models); err != nil {
+			return err
 		}
 	}
-	_, err := s.c.cursor.DeleteOne(ctx, fields("_id", clientID, "sid", sid, "epoch", fields("$lte", int64(epoch))))
-	return err
 }

