@@ -53,7 +53,7 @@ func (s *Store) LoadRetained(ctx context.Context, fn func(*schema.Message) error
 	if err != nil {
 		return schema.Cursor{}, s.failed(ctx, "load_retained", err)
 	}
-	defer cur.Close(context.WithoutCancel(ctx))
+	defer func() { _ = cur.Close(context.WithoutCancel(ctx)) }()
 	for cur.Next(ctx) {
 		var d retainedDoc
 		if err := cur.Decode(&d); err != nil {

@@ -135,7 +135,7 @@ func (s *Store) loadTopics(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("mongo: catalog of topics: %w", err)
 	}
-	defer cur.Close(context.WithoutCancel(ctx))
+	defer func() { _ = cur.Close(context.WithoutCancel(ctx)) }()
 	by := map[string]struct{}{}
 	for cur.Next(snap.ctx) {
 		if t, ok := cur.Current.Lookup("_id").StringValueOK(); ok {

@@ -191,7 +191,7 @@ func (v *verifier) documents(ctx context.Context, c *mongo.Collection, want []fi
 	if err != nil {
 		return fmt.Errorf("mongo: documents of %s: %w", c.Name(), err)
 	}
-	defer cur.Close(context.WithoutCancel(ctx))
+	defer func() { _ = cur.Close(context.WithoutCancel(ctx)) }()
 	for cur.Next(ctx) {
 		id := cur.Current.Lookup("_id")
 		for _, f := range want {
