@@ -163,6 +163,7 @@ func makeMongoDBNewer(t *testing.T, db *driver.Database) {
 func (b *broker) letGo(clientID string) {
 	b.t.Helper()
 	if b.place.db == nil {
+		b.eventually("session "+clientID+" is let go", func() bool { return sum(b.metrics(), "sessions", `state="offline"`) == 1 })
 		return
 	}
 	b.eventually("session "+clientID+" is let go", func() bool {

@@ -64,7 +64,9 @@ func stalledSubscriber(t *testing.T, s backend, qos byte) {
 		worst = max(worst, time.Since(begin))
 	}
 	t.Logf("worst of %d batches of 100, published and received: %v", n/100, worst)
-	if worst > 5*time.Second {
+	// Held up by the stalled one, a batch would take as long as the test: the bound
+	// tells that from a busy machine.
+	if worst > time.Minute {
 		t.Errorf("a batch took %v beside the stalled subscriber", worst)
 	}
 	// The stalled one wakes. Whether the broker has closed its connection is the

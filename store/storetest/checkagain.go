@@ -40,9 +40,17 @@ func leftAgain(c *check, how lossOf) {
 	e := c.claims(next.Owner, next.Cursor.Seq+1, 1, m[2], sharedT)
 	c.record(e)
 	c.wantRefs("Again", c.openGroup(sharedT).Again, left[2:]...)
-	// And left again, by a session that another connection takes over: it keeps it.
-	c.wantFlight(c.claim("a").Cursor, e)
+	// A session that another connection takes over keeps it; until that is lost too.
+	next = c.claim("a")
+	c.wantFlight(next.Cursor, e)
 	c.wantRefs("Again", c.openGroup(sharedT).Again, left[2:]...)
+	if how.name == "Reopen" {
+		left = append(left, m[0]) // b is lost as well
+	} else {
+		c.saveFlight(next.Owner, next.Cursor.After, next.Cursor.Seq, e)
+	}
+	how.lose(c, next)
+	c.wantRefs("Again", c.openGroup(sharedT).Again, append(left[2:], m[2])...)
 }
 
 // G4: the record of a group's message does not move the member's own vector, not
