@@ -50,6 +50,8 @@ tidy:
 test: clients mongod
 	@command -v "$$(go env CC)" >/dev/null || { echo 'make test: -race needs a C compiler (gcc or clang); `go test ./...` does without' >&2; exit 1; }
 	CGO_ENABLED=1 $(GOTEST) -race -timeout 25m $(PKG)
+	@# The race detector makes the simulation ten times slower: all of its seeds run without.
+	$(GOTEST) -count=1 -run '^TestSimulation$$' ./broker/session
 
 ## soak: the integration tests with all their rounds and sizes; hours
 soak: clients mongod

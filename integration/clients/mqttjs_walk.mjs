@@ -21,8 +21,20 @@ class Client {
       resubscribe: false,
       manualConnect: true
     })
-    this.c.on('connect', ack => this.hear(`connected success present=${ack.sessionPresent ? 'True' : 'False'}`))
-    this.c.on('message', (topic, payload, p) => this.hear(`message ${topic} ${payload} qos=${p.qos} dup=${p.dup ? 'True' : 'False'}`))
+    // What comes in one piece with the CONNACK of a session that goes on may be told before 'connect': the library
+    // looks through its store in between.
+    this.early = []
+    this.c.on('connect', ack => {
+      this.hear(`connected success present=${ack.sessionPresent ? 'True' : 'False'}`)
+      const early = this.early
+      this.early = null
+      early.forEach(e => this.hear(e))
+    })
+    this.c.on('message', (topic, payload, p) => {
+      const event = `message ${topic} ${payload} qos=${p.qos} dup=${p.dup ? 'True' : 'False'}`
+      if (this.early) this.early.push(event)
+      else this.hear(event)
+    })
     this.c.on('error', err => { console.log(`error ${err.message}`); process.exit(1) })
   }
 
