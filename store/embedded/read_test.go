@@ -297,3 +297,43 @@ func TestReadClosedEarly(t *testing.T) {
 		t.Errorf("after Close: %v", err)
 	}
 }
+
+// T8: a read of many topics is merged before it is delivered: n ascends over all of
+// them. So a reader that is cut anywhere goes on from its vector, and no older message
+// of another topic is left behind.
+func TestT8_ManyTopicsAreMerged(t *testing.T) {
+	t.Parallel()
+	r := start(t, Options{})
+	const topics, total = 300, 1500
+	filters := make([]string, topics)
+	for i := range filters {
+		filters[i] = fmt.Sprintf("t8/%03d", i)
+	}
+	for i := range total {
+		r.put(filters[(i*7)%topics], fmt.Sprint(i))
+	}
+	ctx := context.Background()
+	at, upTo, seen := schema.Cursor{}, schema.At(1, total), 0
+	for cut := 1; seen < total; cut = cut*2 + 1 {
+		m, err := r.Read(ctx, at, upTo, filters)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range cut {
+			msg, err := m.Next(ctx)
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if seen++; msg.Mark.N != uint64(seen) || string(msg.Payload) != fmt.Sprint(seen-1) {
+				t.Fatalf("message %d is %v %q", seen, msg.Mark, msg.Payload)
+			}
+			at.Advance(msg.Mark)
+		}
+		if err := m.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
