@@ -76,6 +76,15 @@ func (cl *client) input(fn func(s *session.Session)) {
 	for i := range actions {
 		cl.carry(&actions[i])
 	}
+	for cl.s.Paused() { // the connection has taken what it was given: on
+		clear(actions)
+		cl.s.Lend(actions)
+		cl.s.Pump()
+		actions = cl.s.Actions()
+		for i := range actions {
+			cl.carry(&actions[i])
+		}
+	}
 	if !cl.hold {
 		cl.flushAppends()
 	}

@@ -253,7 +253,7 @@ func (b *Broker) sessionOptions(p *wire.Connect, owner schema.Owner, clean bool)
 			f := frame(m, qos, ids)
 			return wire.PublishSize(v, &f)
 		},
-		Queue: b.o.SessionQueue, Host: b.o.Node, Now: b.now, NewID: b.ids.Next, H: b.hub.H, Retained: b.projection,
+		Queue: b.o.SessionQueue, Burst: b.o.OutboxBytes, Host: b.o.Node, Now: b.now, NewID: b.ids.Next, H: b.hub.H, Retained: b.projection,
 	}
 }
 

@@ -14,7 +14,7 @@ func (s *Session) resend() bool {
 		s.again = s.again[1:]
 		return true
 	}
-	if s.unacked >= s.o.Quota || s.blocked {
+	if s.unacked >= s.o.Quota || s.held() {
 		return false
 	}
 	if e.QoS == 2 && e.Received {

@@ -78,7 +78,7 @@ func (s *Session) deliverRetained(sub *subscription, m *schema.Message) bool {
 	switch {
 	case s.tooLarge(m, r):
 		s.do(Action{Do: Count, Dropped: DropTooLarge, QoS: r.qos})
-	case r.qos == 0 && s.blocked:
+	case r.qos == 0 && s.held():
 		return false // paced by the connection: a run is not a flood
 	case r.qos == 0:
 		s.do(Action{Do: SendPublish, Message: m, Retain: true, Identifiers: r.ids})

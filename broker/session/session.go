@@ -42,6 +42,9 @@ type Options struct {
 	// Queue bounds the messages waiting in memory, live and while attaching
 	// (default 256 each).
 	Queue int
+	// Burst bounds the bytes of messages that are given to the connection at once
+	// or wait for their records (one message is always let through); 0: no bound.
+	Burst int
 	// Host is the name of the node, for records.
 	Host string
 	// Now is the node's clock. REQUIRED.
@@ -77,6 +80,9 @@ type Session struct {
 	queue   []*schema.Message
 	buffer  []*schema.Message // while attached and reading; nil: not attached, or it overflowed
 	blocked bool              // the connection takes no more for now
+	spent   int               // bytes of messages in out
+	unsent  int               // bytes of messages whose records are under way
+	paused  bool              // see Paused
 
 	subs      map[string]*subscription // without the shared ones
 	shared    map[string]*subscription // see share.go
@@ -158,7 +164,7 @@ func (s *Session) Lend(buf []Action) { s.out = append(buf[:0], s.out...) }
 // caller's.
 func (s *Session) Actions() []Action {
 	a := s.out
-	s.out = nil
+	s.out, s.spent = nil, 0
 	return a
 }
 
@@ -195,7 +201,12 @@ func (s *Session) Hungry() bool {
 	return !s.closing && s.mode != live && s.room()
 }
 
-func (s *Session) do(a Action) { s.out = append(s.out, a) }
+func (s *Session) do(a Action) {
+	if a.Do == SendPublish {
+		s.spent += a.Message.Size()
+	}
+	s.out = append(s.out, a)
+}
 
 // Owner gives the session's right to write.
 func (s *Session) Owner() schema.Owner { return s.o.Owner }

@@ -75,7 +75,29 @@ func (s *Session) Tell(m *schema.Message) {
 
 // room tells whether a delivery that needs a packet id can go on its way.
 func (s *Session) room() bool {
-	return len(s.again) == 0 && !s.blocked && s.win.room() && (!s.o.Clean || s.recording.len() < s.o.Queue)
+	return len(s.again) == 0 && !s.held() && s.win.room() && (!s.o.Clean || s.recording.len() < s.o.Queue)
+}
+
+// held tells whether the connection holds the session back: it takes nothing now,
+// or what it was given since the caller last looked, with what waits for its
+// record, is enough for once. The window alone would let large messages pile up.
+func (s *Session) held() bool {
+	if s.blocked {
+		return true
+	}
+	if s.o.Burst == 0 || s.spent+s.unsent < s.o.Burst {
+		return false
+	}
+	s.paused = s.paused || s.spent > 0
+	return true
+}
+
+// Paused tells, once, whether the session stopped only because it had given enough
+// actions for once: when they are carried out, Pump goes on.
+func (s *Session) Paused() bool {
+	p := s.paused
+	s.paused = false
+	return p
 }
 
 // take moves the session past m, delivering it if it matches [MQTT-4.5.0-1]; false:
@@ -147,6 +169,9 @@ func (s *Session) record(m *schema.Message, e *entry, now time.Time) {
 	e.committed = s.o.Clean && e.Group == ""
 	if e.committed {
 		s.sendEntry(e, false)
+	} else {
+		e.size = m.Size()
+		s.unsent += e.size
 	}
 	s.recording.push(e)
 	s.do(Action{Do: DoRecord, Delivery: &schema.Delivery{
@@ -166,6 +191,7 @@ func (s *Session) record(m *schema.Message, e *entry, now time.Time) {
 // error.
 func (s *Session) OnRecorded(err error, lost bool) {
 	e := s.recording.pop()
+	s.unsent -= e.size
 	if e.Group != "" && s.onClaimed(e, err) {
 		s.finish()
 		s.Pump()

@@ -13,6 +13,7 @@ type entry struct {
 	m         *schema.Message // until it is sent: it is never sent twice on one connection
 	dropped   bool            // a record only
 	live      bool
+	size      int // counted in Session.unsent while its record is under way
 	ids       []uint32
 	rap       bool
 	committed bool // the record is durable (clean session: not needed)
