@@ -113,6 +113,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	b.runLanes(workers, &work)
 	work.Go(func() error { b.keeper.run(workers); return nil })
 	work.Go(func() error { b.tick(workers); return nil })
+	b.publishSys(1, 0)
 	work.Go(func() error { b.runSys(workers); return nil })
 	work.Go(func() error { return b.watch(workers) })
 	work.Go(func() error {

@@ -23,14 +23,17 @@ type sysTotals struct {
 // runSys publishes the broker's state under $SYS/broker, by the names that
 // Mosquitto made common. These messages are not in the log: they are retained in
 // the projection, and told to those who are subscribed to them, at QoS 0.
+//
+// The first time is before the broker is ready: so they are there for whoever
+// subscribes.
 func (b *Broker) runSys(ctx context.Context) {
 	started := time.Now()
 	tick := time.NewTicker(sysEvery)
 	defer tick.Stop()
-	for n := uint64(1); ; n++ {
-		b.publishSys(n, time.Since(started))
+	for n := uint64(2); ; n++ {
 		select {
 		case <-tick.C:
+			b.publishSys(n, time.Since(started))
 		case <-ctx.Done():
 			return
 		}
