@@ -2,45 +2,39 @@ package mongo
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 	"go.uber.org/zap"
+
+	"rewindmq/schema"
+	"rewindmq/store/mongo/lane"
 )
 
 // adopter gives a place in the log to what others have inserted into `message`
-// (P7): the keeper's node does it, in a lane of its own. An adoption is an append,
-// with the same numbering, doubt and stoppers; only that the documents are there
-// already, and get their place by a guarded update.
+// (P7): the keeper's node does it, in a lane of its own. It carries out what a
+// lane.Adopter decides, in a driver session of its own with one write in flight.
 //
-// All fields belong to the goroutine of run.
-//
-// Invariant: of an adoption lane only its opener sets marks, and it stops at an
-// `end`; a new keeper puts one into the adoption lanes of those before, and adopts
-// when all of them are retired (P2, P5).
+// All fields but marked belong to the goroutine of run.
 type adopter struct {
 	s    *Store
 	sess *mongo.Session
-	lane laneID
-	node bson.ObjectID
-	next uint64
+	m    lane.Adopter
+	lane laneID // of m
+	why  error  // of the last doubt
 	// scanned is when it last looked for lanes that are not this log's.
 	scanned time.Time
+	// marked: a stream has shown one. A copy may carry an old `created` as well, and
+	// the TTL takes what has a lane: it is adopted at once.
+	marked atomic.Bool
 
 	poke chan struct{}
 	quit chan struct{}
 	gone chan struct{}
-}
-
-// foreign is a document to be adopted.
-type foreign struct {
-	id bson.ObjectID
-	// lane is the mark that was found: what is at another by now is not touched.
-	lane bson.RawValue
 }
 
 const (
@@ -63,6 +57,12 @@ func (a *adopter) wake() {
 	}
 }
 
+// wakeMarked tells that there is one that carries marks of another log.
+func (a *adopter) wakeMarked() {
+	a.marked.Store(true)
+	a.wake()
+}
+
 // close ends the adoption lane in order.
 func (a *adopter) close() {
 	close(a.quit)
@@ -82,10 +82,8 @@ func (a *adopter) run() {
 	t := time.NewTicker(adoptEach)
 	defer t.Stop()
 	for {
-		if a.s.keeper.holds() {
-			if err := a.turn(); err != nil && a.s.life.Err() == nil {
-				a.s.log.Warn("adoption", zap.Error(err))
-			}
+		if err := a.turn(); err != nil && a.s.life.Err() == nil {
+			a.s.log.Warn("adoption", zap.Error(err))
 		}
 		select {
 		case <-a.s.life.Done():
@@ -115,32 +113,77 @@ func (a *adopter) attempt() (context.Context, context.CancelFunc) {
 	return mongo.NewSessionContext(ctx, a.sess), cancel
 }
 
-// turn adopts all that is there.
+// turn adopts all that is there. An error ends it; what is in doubt is followed up
+// until there is an answer.
 func (a *adopter) turn() error {
-	for a.s.keeper.holds() {
-		list, err := a.find()
-		if err != nil || len(list) == 0 {
-			return err
+	for a.s.life.Err() == nil {
+		act := a.m.Next(schema.ID(a.s.self.id()), a.s.keeper.holds())
+		done, err := a.carryOut(act)
+		if id := laneID(a.m.Lane()); id != a.lane {
+			a.lane = id
 		}
-		if err := a.open(); err != nil {
-			return err
-		}
-		if err := a.adopt(list); err != nil {
+		if done || err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// open sees to a lane: first it ends those of former keepers.
-func (a *adopter) open() error {
-	if a.lane != 0 && a.node == a.s.self.id() {
-		return nil
+// carryOut does what the machine wants, and tells it what came of it; true: there
+// is no more to do.
+func (a *adopter) carryOut(act lane.Action) (bool, error) {
+	var err error
+	switch act.Do {
+	case lane.Find:
+		var list []lane.Guest
+		list, err = a.find()
+		a.m.Found(list)
+		return len(list) == 0, err
+	case lane.Open:
+		err = a.open()
+	case lane.EndOthers:
+		err = a.endOthers(act)
+	case lane.Update:
+		v := judge(a.update(act), len(a.m.Guests()))
+		a.m.Wrote(v.lane())
+		a.why = v.err
+		return false, nil
+	case lane.Look:
+		docs, err := a.look(act)
+		if err != nil {
+			a.s.log.Warn("adoption in doubt", zap.Error(a.why), zap.NamedError("look", err))
+			a.m.LookFailed()
+			return false, nil
+		}
+		a.m.Looked(docs)
+		return false, nil
+	case lane.Rest:
+		return false, rest(a.s.life, act.Rest)
+	default:
+		return true, nil
 	}
-	a.lane = 0
+	if err != nil {
+		a.m.Failed()
+	}
+	return err != nil, err
+}
+
+func (a *adopter) open() error {
 	ctx, cancel := a.attempt()
 	defer cancel()
-	lanes, err := a.s.readLanes(ctx, fields("adopts", true, "retired", nil))
+	node := a.s.self.id()
+	id, err := a.s.openLaneAs(ctx, node, true)
+	if err == nil {
+		a.m.Opened(lane.ID(id), schema.ID(node))
+	}
+	return err
+}
+
+// endOthers ends the adoption lanes of former keepers.
+func (a *adopter) endOthers(act lane.Action) error {
+	ctx, cancel := a.attempt()
+	defer cancel()
+	lanes, err := a.s.readLanes(ctx, fields("adopts", true, "retired", nil, "_id", fields("$lt", int64(act.Lane.Number()))))
 	if err != nil {
 		return err
 	}
@@ -149,22 +192,17 @@ func (a *adopter) open() error {
 			return err
 		}
 	}
-	node := a.s.self.id()
-	lane, err := a.s.openLane(ctx, true)
-	if err != nil {
-		return err
-	}
-	a.lane, a.node, a.next = lane, node, 1
+	a.m.Alone()
 	return nil
 }
 
 // find looks for foreign inserts, by majority: those without a lane by their own
 // index, now and then those with one that this log does not have.
-func (a *adopter) find() ([]foreign, error) {
+func (a *adopter) find() ([]lane.Guest, error) {
 	ctx, cancel := a.attempt()
 	defer cancel()
 	list, err := a.read(ctx, fields("lane", nil), "foreign", fields("created", 1))
-	if err != nil || len(list) > 0 || since(a.scanned) < scanEach {
+	if err != nil || len(list) > 0 || !a.marked.Swap(false) && since(a.scanned) < scanEach {
 		return list, err
 	}
 	lanes, err := distinct(ctx, a.s.c.message, "lane", fields("lane", fields("$gt", int64(0))), options.Distinct())
@@ -178,6 +216,7 @@ func (a *adopter) find() ([]foreign, error) {
 			return nil, err
 		}
 		if !ok {
+			a.marked.Store(true) // there may be more
 			return a.read(ctx, fields("lane", l), "lane_n", fields("lane", 1, "n", 1))
 		}
 	}
@@ -194,65 +233,49 @@ func distinct(ctx context.Context, c *mongo.Collection, field string, filter bso
 	return raw.Values()
 }
 
-func (a *adopter) read(ctx context.Context, filter bson.D, hint string, sort bson.D) ([]foreign, error) {
+func (a *adopter) read(ctx context.Context, filter bson.D, hint string, sort bson.D) ([]lane.Guest, error) {
 	cur, err := a.s.c.message.Find(ctx, filter, options.Find().SetHint(hint).SetSort(sort).SetLimit(maxBatch).
 		SetProjection(fields("lane", 1)))
 	if err != nil {
 		return nil, fmt.Errorf("mongo: look for foreign inserts: %w", err)
 	}
 	defer func() { _ = cur.Close(context.WithoutCancel(ctx)) }()
-	var list []foreign
+	var list []lane.Guest
 	for cur.Next(ctx) {
 		id, _ := cur.Current.Lookup("_id").ObjectIDOK()
-		raw := append(bson.Raw{}, cur.Current...)
-		list = append(list, foreign{id: id, lane: raw.Lookup("lane")})
+		list = append(list, lane.Guest{ID: schema.ID(id), Mark: markOf(cur.Current)})
 	}
 	return list, cur.Err()
 }
 
-// adopt gives places to the list, in order.
-func (a *adopter) adopt(list []foreign) error {
-	pause := retryRest
-	for len(list) > 0 && a.lane != 0 && a.s.life.Err() == nil {
-		v := judge(a.update(list), len(list))
-		a.next += uint64(v.stored)
-		list = list[v.stored:]
-		if v.refused {
-			list = list[1:] // gone since it was found: the upsert met the validator
-			continue
-		}
-		if !v.doubt {
-			continue
-		}
-		left, err := a.lookUp(list)
-		if err != nil {
-			a.s.log.Warn("adoption in doubt", zap.Error(v.err), zap.NamedError("look", err))
-		}
-		if len(left) == len(list) {
-			if err := rest(a.s.life, pause); err != nil {
-				return err
-			}
-			pause = backoff(pause)
-		}
-		list = left
+// markOf gives what stands in a document's `lane`, with its type; empty: nothing.
+func markOf(raw bson.Raw) string {
+	v := raw.Lookup("lane")
+	if v.IsZero() {
+		return ""
 	}
-	return nil
+	return string(append([]byte{byte(v.Type)}, v.Value...))
+}
+
+// markValue is the reverse of markOf.
+func markValue(mark string) any {
+	if mark == "" {
+		return nil
+	}
+	return bson.RawValue{Type: bson.Type(mark[0]), Value: []byte(mark[1:])}
 }
 
 // update makes one attempt. What does not match is made an error by the upsert,
 // and the batch stops there: there are no holes in n.
-func (a *adopter) update(list []foreign) error {
+func (a *adopter) update(act lane.Action) error {
 	day := (24 * time.Hour).Milliseconds()
+	list := a.m.Guests()
 	models := make([]mongo.WriteModel, len(list))
-	for i, f := range list {
-		var was any
-		if !f.lane.IsZero() {
-			was = f.lane
-		}
+	for i, g := range list {
 		models[i] = mongo.NewUpdateOneModel().SetUpsert(true).
-			SetFilter(fields("_id", f.id, "lane", was)).
+			SetFilter(fields("_id", bson.ObjectID(g.ID), "lane", markValue(g.Mark))).
 			SetUpdate(mongo.Pipeline{set(
-				"lane", int64(a.lane), "n", int64(a.next)+int64(i), "ts", "$$CLUSTER_TIME",
+				"lane", int64(act.Lane), "n", int64(act.N)+int64(i), "ts", "$$CLUSTER_TIME",
 				"qos", ex("$ifNull", "$qos", 1), "retain", ex("$ifNull", "$retain", false),
 				"created", ex("$cond", ex("$lte", ex("$abs", ex("$subtract", ex("$ifNull", "$created", time.UnixMilli(0)), "$$NOW")), day), "$created", "$$NOW"),
 			), unset("stop")})
@@ -263,52 +286,31 @@ func (a *adopter) update(list []foreign) error {
 	return err
 }
 
-// lookUp follows a doubt: what the majority shows in this lane is adopted; what
-// still stands where it was found is left.
-func (a *adopter) lookUp(list []foreign) ([]foreign, error) {
-	ids := make(bson.A, len(list))
-	for i := range list {
-		ids[i] = list[i].id
+// look follows a doubt: one majority read of the batch's ids and of what stands in
+// the lane at next and above.
+func (a *adopter) look(act lane.Action) ([]lane.Guest, error) {
+	ids := make(bson.A, len(a.m.Guests()))
+	for i, g := range a.m.Guests() {
+		ids[i] = bson.ObjectID(g.ID)
 	}
 	ctx, cancel := a.attempt()
 	defer cancel()
 	cur, err := a.s.c.message.Find(ctx, fields("$or", bson.A{
 		fields("_id", fields("$in", ids)),
-		fields("lane", int64(a.lane), "n", fields("$gte", int64(a.next))),
+		fields("lane", int64(act.Lane), "n", fields("$gte", int64(act.N))),
 	}), options.Find().SetProjection(fields("lane", 1, "n", 1, "stop", 1)))
 	if err != nil {
-		return list, err
+		return nil, err
 	}
 	defer func() { _ = cur.Close(context.WithoutCancel(ctx)) }()
-	at := map[bson.ObjectID]bson.RawValue{}
-	standing := map[int64]string{}
+	var docs []lane.Guest
 	for cur.Next(ctx) {
 		id, _ := cur.Current.Lookup("_id").ObjectIDOK()
-		p := placeOf(cur.Current)
-		if p.has && p.lane == a.lane {
-			standing[p.n] = p.stop
+		g := lane.Guest{ID: schema.ID(id), Mark: markOf(cur.Current)}
+		if p := placeOf(cur.Current); p.has && lane.ID(p.lane) == act.Lane {
+			g.N, g.Stop = uint64(p.n), p.stop
 		}
-		at[id] = append(bson.Raw{}, cur.Current...).Lookup("lane")
+		docs = append(docs, g)
 	}
-	if err := cur.Err(); err != nil {
-		return list, err
-	}
-	for {
-		stop, ok := standing[int64(a.next)]
-		if !ok {
-			break
-		}
-		a.next++
-		if stop == stopEnd {
-			a.lane = 0
-			return nil, errors.New("mongo: another node is the keeper now")
-		}
-	}
-	var left []foreign
-	for _, f := range list {
-		if now, there := at[f.id]; there && now.Equal(f.lane) {
-			left = append(left, f)
-		}
-	}
-	return left, nil
+	return docs, cur.Err()
 }

@@ -8,7 +8,8 @@
 // which is a hint only. A *session writer* carries out the guarded writes of the
 // sessions that hash to it, a *record lane* inserts delivery records. A *stopper*
 // is a document in a lane that takes the place of whatever else was on its way
-// there. The *keeper* is the one node that finishes dead ones.
+// there. The *keeper* is the one node that finishes dead ones. What happens to lanes
+// is decided in package lane, without I/O, and carried out here.
 //
 // # Invariants
 //

@@ -41,6 +41,16 @@ func (s *Store) tellLag() {
 	}
 }
 
+// behind tells for how long the tail has not seen all there is; 0: it has, or none
+// is open.
+func (s *Store) behind() time.Duration {
+	at := s.progress.at.Load()
+	if at == nil || s.tailing.Load() == 0 {
+		return 0
+	}
+	return time.Since(*at)
+}
+
 // wallTime is when the server carried out what an event tells of; zero: not told
 // (before 6.0).
 func wallTime(event bson.Raw) time.Time { return timeOf(event.Lookup("wallTime")) }
@@ -52,11 +62,14 @@ func (s *Store) left(reason string) {
 	}
 }
 
+// historyLost is the reason for a stream whose place in the oplog has gone.
+const historyLost = "history_lost"
+
 // lossOf gives the reason for an error of the stream.
 func lossOf(err error) string {
 	var se mongo.ServerError
 	if errors.As(err, &se) && (se.HasErrorCode(286) || se.HasErrorCode(136)) {
-		return "history_lost"
+		return historyLost
 	}
 	return "error"
 }

@@ -16,6 +16,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
 	"rewindmq/schema"
+	"rewindmq/store/mongo/lane"
 )
 
 // laneID is what a message carries in `lane`: the number in the upper half, the
@@ -46,7 +47,7 @@ func (d *laneDoc) id() laneID { return newLaneID(schema.Lane(d.Number), uint32(d
 type laneBook struct {
 	mu      sync.Mutex
 	by      map[schema.Lane]laneDoc
-	newest  schema.Lane // all up to here are known
+	book    lane.Book
 	changes atomic.Uint64
 }
 
@@ -57,19 +58,10 @@ func (b *laneBook) note(docs []laneDoc) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, d := range docs {
-		k := schema.Lane(d.Number)
-		if old, ok := b.by[k]; ok && old.Retired {
-			continue // an older snapshot
-		} else if !ok || old.Retired != d.Retired {
+		if b.book.Note(lane.ID(d.id()), d.Retired) {
+			b.by[schema.Lane(d.Number)] = d
 			b.changes.Add(1)
 		}
-		b.by[k] = d
-	}
-	for {
-		if _, ok := b.by[b.newest+1]; !ok {
-			return
-		}
-		b.newest++
 	}
 }
 
@@ -78,15 +70,14 @@ func (b *laneBook) note(docs []laneDoc) {
 func (b *laneBook) known(l laneID) (mine, unknown bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	d, ok := b.by[l.number()]
-	return ok && d.id() == l, !ok
+	return b.book.Known(lane.ID(l))
 }
 
 // upTo gives the lanes 1..newest; false: not all of them are known.
 func (b *laneBook) upTo(newest schema.Lane) ([]laneDoc, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if newest > b.newest {
+	if newest > b.book.Newest() {
 		return nil, false
 	}
 	out := slices.Collect(maps.Values(b.by))
@@ -99,7 +90,7 @@ func (b *laneBook) upTo(newest schema.Lane) ([]laneDoc, bool) {
 func (b *laneBook) knownUpTo() schema.Lane {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.newest
+	return b.book.Newest()
 }
 
 // readLanes reads the lanes that filter asks for, by ctx's session, and notes
@@ -117,41 +108,66 @@ func (s *Store) readLanes(ctx context.Context, filter bson.D) ([]laneDoc, error)
 	return docs, nil
 }
 
-// openLane opens a lane: the greatest number plus one, with a fresh key. It is
-// used only after a majority has acknowledged it, so lanes become visible in
-// order (L6). ctx carries the writer's driver session.
+// openLane opens a lane under this node's name. ctx carries the writer's driver
+// session.
 func (s *Store) openLane(ctx context.Context, adopts bool) (laneID, error) {
+	return s.openLaneAs(ctx, s.self.id(), adopts)
+}
+
+// openLaneAs carries out a lane.Opening.
+func (s *Store) openLaneAs(ctx context.Context, node bson.ObjectID, adopts bool) (laneID, error) {
+	o := lane.NewOpening(schema.ID(node), newKey)
+	var failed error
 	for {
-		var top laneDoc
-		err := s.c.lane.FindOne(ctx, bson.D{}, options.FindOne().SetSort(bson.D{{Key: "_id", Value: -1}})).Decode(&top)
-		if err != nil && !errors.Is(err, mongo.ErrNoDocuments) {
-			return 0, fmt.Errorf("mongo: look for the newest lane: %w", err)
-		}
-		var key [4]byte
-		_, _ = rand.Read(key[:]) // never fails: it ends the process instead
-		d := laneDoc{Number: top.Number + 1, Key: int64(binary.BigEndian.Uint32(key[:])), Node: s.self.id(), Adopts: adopts}
-		_, err = s.c.lane.InsertOne(ctx, d)
-		switch {
-		case err == nil:
-			return d.id(), nil
-		case mongo.IsDuplicateKeyError(err) && !hasWriteConcernError(err):
-			// Mine, from an attempt whose answer was lost, or another's: the
-			// next look tells, by the key.
+		a := o.Next()
+		switch a.Do {
+		case lane.Look:
+			var top laneDoc
+			err := s.c.lane.FindOne(ctx, bson.D{}, options.FindOne().SetSort(bson.D{{Key: "_id", Value: -1}})).Decode(&top)
+			if err != nil && !errors.Is(err, mongo.ErrNoDocuments) {
+				return 0, fmt.Errorf("mongo: look for the newest lane: %w", err)
+			}
+			o.Top(schema.Lane(top.Number))
+		case lane.Insert:
+			_, failed = s.c.lane.InsertOne(ctx, laneDoc{
+				Number: int64(a.Lane.Number()), Key: int64(a.Lane.Key()), Node: node, Adopts: adopts,
+			})
+			o.Inserted(outcomeOf(failed))
+		case lane.Check:
+			var there laneDoc
+			err := s.c.lane.FindOne(ctx, bson.D{{Key: "_id", Value: int64(a.Lane.Number())}}).Decode(&there)
+			if err != nil && !errors.Is(err, mongo.ErrNoDocuments) {
+				return 0, fmt.Errorf("mongo: look for lane %d: %w", a.Lane.Number(), err)
+			}
+			o.Checked(err == nil, lane.ID(there.id()), schema.ID(there.Node))
+		case lane.Rest:
+			if err := rest(ctx, a.Rest); err != nil {
+				return 0, err
+			}
+		case lane.Failed:
+			return 0, fmt.Errorf("mongo: open lane %d: %w", a.Lane.Number(), failed)
 		default:
-			return 0, fmt.Errorf("mongo: open lane %d: %w", d.Number, err)
-		}
-		var there laneDoc
-		err = s.c.lane.FindOne(ctx, bson.D{{Key: "_id", Value: d.Number}}).Decode(&there)
-		if err == nil && there.Key == d.Key && there.Node == d.Node {
-			return d.id(), nil // a majority read shows it
-		}
-		if err != nil && !errors.Is(err, mongo.ErrNoDocuments) {
-			return 0, fmt.Errorf("mongo: look for lane %d: %w", d.Number, err)
-		}
-		if err := rest(ctx, retryRest); err != nil {
-			return 0, err
+			return laneID(a.Lane), nil
 		}
 	}
+}
+
+// newKey makes a lane's key.
+func newKey() uint32 {
+	var key [4]byte
+	_, _ = rand.Read(key[:]) // never fails: it ends the process instead
+	return binary.BigEndian.Uint32(key[:])
+}
+
+// outcomeOf reads the reply to a single write.
+func outcomeOf(err error) lane.Outcome {
+	switch {
+	case err == nil:
+		return lane.Acknowledged
+	case mongo.IsDuplicateKeyError(err) && !hasWriteConcernError(err):
+		return lane.Duplicate
+	}
+	return lane.InDoubt
 }
 
 // open gives the numbers of the lanes that are not known to be retired.

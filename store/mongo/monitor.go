@@ -30,7 +30,7 @@ const (
 	// headRest and oldestRest are how often the log's ends are looked at for their
 	// gauges.
 	headRest   = 5 * time.Second
-	oldestRest = time.Minute
+	oldestRest = 15 * time.Second
 )
 
 // gauge looks at the ends of the log until the store dies. What it cannot find out

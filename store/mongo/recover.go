@@ -157,8 +157,10 @@ func (s *Store) readStates(ctx context.Context, o schema.Owner, flight []schema.
 }
 
 // claimedElsewhere tells which publishers' sessions have been claimed since, or
-// are gone: read by majority, not before a fresh time.
-func (s *Store) claimedElsewhere(ctx context.Context, ask map[*store.Publisher]struct{}) (map[*store.Publisher]bool, error) {
+// are gone, or belong to another node's name than node: read by majority, not
+// before a fresh time. A claimer puts its stoppers into the lanes of the name that
+// owns the session, so what is in a lane of another name it could not stop.
+func (s *Store) claimedElsewhere(ctx context.Context, node schema.ID, ask map[*store.Publisher]struct{}) (map[*store.Publisher]bool, error) {
 	at, err := s.fresh.time(ctx)
 	if err != nil {
 		return nil, err
@@ -167,9 +169,9 @@ func (s *Store) claimedElsewhere(ctx context.Context, ask map[*store.Publisher]s
 	for p := range ask {
 		in = append(in, p.ClientID)
 	}
-	epoch := map[string]uint64{}
+	epoch := map[string]uint64{} // of those that node owns
 	err = s.inSession(ctx, at, func(ctx context.Context) error {
-		cur, err := s.c.session.Find(ctx, fields("_id", fields("$in", in)), options.Find().SetProjection(fields("epoch", 1)))
+		cur, err := s.c.session.Find(ctx, fields("_id", fields("$in", in), "owner", bson.ObjectID(node)), options.Find().SetProjection(fields("epoch", 1)))
 		if err != nil {
 			return err
 		}

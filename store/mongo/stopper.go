@@ -9,70 +9,79 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
+
+	"rewindmq/schema"
+	"rewindmq/store/mongo/lane"
 )
 
-// stopLane puts a stopper of a kind behind the last document of a lane, and gives
-// its n. What is on its way to that place or above fails from then on. ctx carries
-// a driver session with one write in flight. A lane that was ended needs no other.
-func (s *Store) stopLane(ctx context.Context, lane laneID, kind string) (uint64, error) {
-	id := bson.NewObjectID()
-	pause := retryRest
+// stopLane puts a stopper behind the last document of a lane: a plain one, or an
+// `end`, by which the lane is retired. ctx carries a driver session with one write
+// in flight.
+func (s *Store) stopLane(ctx context.Context, id laneID, kind string) error {
+	return s.putStopper(ctx, bson.NewObjectID(), id, kind)
+}
+
+// putStopper carries out a lane.Stop.
+func (s *Store) putStopper(ctx context.Context, doc bson.ObjectID, id laneID, kind string) error {
+	m := lane.NewStop(schema.ID(doc), lane.ID(id), kind)
+	var failed error
 	for {
-		last, there, err := s.lastOf(ctx, lane)
-		if err != nil {
-			return 0, err
-		}
-		n := uint64(0)
-		if there {
-			n = uint64(last.n)
-			if last.stop == stopEnd || last.id == id {
-				return n, nil
+		a := m.Next()
+		switch a.Do {
+		case lane.Look:
+			last, err := s.lastOf(ctx, id)
+			var own *lane.Doc
+			if err == nil && !a.ID.IsZero() {
+				own, err = s.docOf(ctx, bson.D{{Key: "_id", Value: bson.ObjectID(a.ID)}}, options.FindOne())
 			}
+			if err != nil {
+				return fmt.Errorf("mongo: last of lane %d: %w", id.number(), err)
+			}
+			m.Looked(last, own)
+		case lane.Put:
+			_, failed = s.c.message.InsertOne(ctx, s.stopper(bson.ObjectID(a.ID), id, a.N, a.Kind))
+			m.Wrote(outcomeOf(failed))
+		case lane.Rest:
+			if rest(ctx, a.Rest) != nil {
+				return fmt.Errorf("mongo: stopper in lane %d: %w", id.number(), failed)
+			}
+		case lane.Retire:
+			_, err := s.c.lane.UpdateOne(ctx, bson.D{{Key: "_id", Value: int64(id.number())}},
+				bson.D{{Key: "$set", Value: bson.D{{Key: "retired", Value: true}, {Key: "last", Value: int64(a.N)}}}})
+			if err != nil {
+				return fmt.Errorf("mongo: retire lane %d: %w", id.number(), err)
+			}
+			m.Retired()
+		default:
+			return nil
 		}
-		_, err = s.c.message.InsertOne(ctx, s.stopper(id, lane, n+1, kind))
-		if err == nil {
-			return n + 1, nil
-		}
-		if !mongo.IsDuplicateKeyError(err) && ctx.Err() != nil {
-			return 0, fmt.Errorf("mongo: stopper in lane %d: %w", lane.number(), err)
-		}
-		// A duplicate: something is there that the majority may not show yet. A
-		// doubt: the look tells.
-		if rest(ctx, pause) != nil {
-			return 0, fmt.Errorf("mongo: stopper in lane %d: %w", lane.number(), err)
-		}
-		pause = backoff(pause)
 	}
 }
 
-// lastOf reads the greatest n of a lane.
-func (s *Store) lastOf(ctx context.Context, lane laneID) (found, bool, error) {
-	raw, err := s.c.message.FindOne(ctx, bson.D{{Key: "lane", Value: int64(lane)}}, options.FindOne().
-		SetSort(bson.D{{Key: "n", Value: -1}}).
+// lastOf reads the document with the greatest n of a lane; nil: there is none.
+func (s *Store) lastOf(ctx context.Context, id laneID) (*lane.Doc, error) {
+	return s.docOf(ctx, bson.D{{Key: "lane", Value: int64(id)}}, options.FindOne().SetSort(bson.D{{Key: "n", Value: -1}}))
+}
+
+func (s *Store) docOf(ctx context.Context, filter bson.D, o *options.FindOneOptionsBuilder) (*lane.Doc, error) {
+	raw, err := s.c.message.FindOne(ctx, filter, o.
 		SetProjection(bson.D{{Key: "lane", Value: 1}, {Key: "n", Value: 1}, {Key: "stop", Value: 1}})).Raw()
 	if errors.Is(err, mongo.ErrNoDocuments) {
-		return found{}, false, nil
+		return nil, nil
 	}
 	if err != nil {
-		return found{}, false, fmt.Errorf("mongo: last of lane %d: %w", lane.number(), err)
+		return nil, err
 	}
 	id, _ := raw.Lookup("_id").ObjectIDOK()
-	return found{id: id, place: placeOf(raw)}, true, nil
+	f := found{id: id, place: placeOf(raw)}
+	d := f.doc(true)
+	return &d, nil
 }
 
 // endLane retires a lane: an `end` behind its last document, and when a majority
 // has that, `retired`.
-func (s *Store) endLane(ctx context.Context, lane laneID) error {
-	n, err := s.stopLane(ctx, lane, stopEnd)
-	if err != nil {
-		return err
-	}
-	_, err = s.c.lane.UpdateOne(ctx, bson.D{{Key: "_id", Value: int64(lane.number())}},
-		bson.D{{Key: "$set", Value: bson.D{{Key: "retired", Value: true}, {Key: "last", Value: int64(n)}}}})
-	if err != nil {
-		return fmt.Errorf("mongo: retire lane %d: %w", lane.number(), err)
-	}
-	return nil
+func (s *Store) endLane(ctx context.Context, id laneID) error {
+	return s.stopLane(ctx, id, lane.End)
 }
 
 // stopping puts stoppers into the lanes of former owners, for many claims at
@@ -153,7 +162,7 @@ func (t *stopping) put(ctx context.Context, nodes map[bson.ObjectID]bool) error 
 			return err
 		}
 		for i := range lanes {
-			if _, err := t.s.stopLane(ctx, lanes[i].id(), stopPlain); err != nil {
+			if err := t.s.stopLane(ctx, lanes[i].id(), lane.Stopper); err != nil {
 				return err
 			}
 		}

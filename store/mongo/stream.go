@@ -9,8 +9,10 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
+	"go.uber.org/zap"
 
 	"rewindmq/store"
+	"rewindmq/store/mongo/lane"
 )
 
 const (
@@ -19,14 +21,20 @@ const (
 	streamAwait = 250 * time.Millisecond
 	// streamHung is for how long one getMore may say nothing at all.
 	streamHung = streamAwait + 5*time.Second
+	// streamClose bounds the farewell to a server that says nothing.
+	streamClose = time.Second
 	// streamSilent is after how long without an event the lanes are looked at.
 	streamSilent = 5 * time.Second
 	// pokeQuiet is after how long without an event a poke makes a tail look.
 	pokeQuiet = 500 * time.Millisecond
 	// streamBatch is large: under load it costs the primary less.
 	streamBatch = 10_000
+	// streamReply is where a reply of the server ends, in bytes.
+	streamReply = 16 << 20
 	// fullBatches in a row mean that the stream does not keep up.
 	fullBatches = 3
+	// adoptionRest is for how long the lanes are read after an adoption.
+	adoptionRest = 100 * time.Millisecond
 	// streamLag, in seconds of cluster time behind what this node has written, is
 	// where the lanes are read instead.
 	streamLag = 2
@@ -45,10 +53,9 @@ type stream struct {
 	cs     *mongo.ChangeStream
 	ctx    context.Context
 	cancel context.CancelFunc
-	last   time.Time // of the last event, or of the opening
-	lanes  uint64    // changes of the lane book that the tail has seen
-	pokes  uint64    // pokes that it has seen
-	full   int
+	opened time.Time
+	empty  bool           // the last answer had nothing
+	place  bson.Timestamp // up to where it has told everything, or a little before
 }
 
 // streamStages lets through what a tail has to see: inserts, the updates that
@@ -60,50 +67,91 @@ func streamStages() mongo.Pipeline {
 	}}}}}}
 }
 
-func (s *Store) openStream(ctx context.Context, at bson.Timestamp) (*stream, error) {
-	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	end := context.AfterFunc(ctx, cancel)
-	defer end()
-	guard := time.AfterFunc(streamHung, cancel)
-	defer guard.Stop()
-	cs, err := s.tails.Database(s.o.Database).Collection(s.o.Collections.Message).Watch(own, streamStages(),
+func (s *Store) messages() *mongo.Collection {
+	return s.tails.Database(s.o.Database).Collection(s.o.Collections.Message)
+}
+
+// openStream opens a change stream at a time, in a context of its own.
+func (s *Store) openStream(own context.Context, cancel context.CancelFunc, at bson.Timestamp) (*stream, error) {
+	cs, err := s.messages().Watch(own, streamStages(),
 		options.ChangeStream().SetStartAtOperationTime(&at).SetBatchSize(streamBatch).SetMaxAwaitTime(streamAwait))
 	if err != nil {
-		cancel()
 		return nil, fmt.Errorf("mongo: change stream: %w", err)
 	}
-	return &stream{cs: cs, ctx: own, cancel: cancel, last: time.Now()}, nil
+	now := time.Now()
+	return &stream{cs: cs, ctx: own, cancel: cancel, opened: now, place: at}, nil
 }
 
-// close ends the stream. Nobody is in Next: a tail has one goroutine.
+// close ends the stream. Nobody is in Next: a tail has one goroutine. On a
+// connection that says nothing it takes streamClose.
 func (st *stream) close() {
 	st.cancel()
-	_ = st.cs.Close(context.Background())
+	ctx, cancel := context.WithTimeout(context.Background(), streamClose)
+	defer cancel()
+	_ = st.cs.Close(ctx)
 }
 
-var errStreamEnded = errors.New("mongo: change stream ended without an error: the collection was dropped or renamed")
+var (
+	errStreamEnded = errors.New("mongo: change stream ended without an error: the collection was dropped or renamed")
+	errStreamHung  = errors.New("mongo: the change stream says nothing")
+	errPoked       = errors.New("mongo: the change stream says nothing, and a client asks")
+)
 
-// next waits for the next event, at most streamAwait; false: there is none yet.
-func (st *stream) next(ctx context.Context) (bool, error) {
-	end := context.AfterFunc(ctx, st.cancel)
-	defer end()
-	guard := time.AfterFunc(streamHung, st.cancel)
-	defer guard.Stop()
-	if st.cs.TryNext(st.ctx) {
+// next waits for the next event, at most streamAwait; false: there is none yet. A
+// server that says nothing at all is given up after streamHung; before that if
+// poked tells that a client asks (S-43). The goroutine that reads has ended when
+// next returns: cancel ends it.
+func (st *stream) next(ctx context.Context, poked func() bool) (bool, error) {
+	if st.cs.RemainingBatchLength() > 0 && st.cs.TryNext(st.ctx) { // from memory
 		return true, nil
 	}
-	if err := st.cs.Err(); err != nil {
-		return false, fmt.Errorf("mongo: change stream: %w", err)
+	end := context.AfterFunc(ctx, st.cancel)
+	defer end()
+	read := make(chan bool, 1)
+	go func() { read <- st.cs.TryNext(st.ctx) }()
+	asked := time.Now()
+	look := time.NewTimer(streamAwait + pokeQuiet)
+	defer look.Stop()
+	for {
+		var err error
+		select {
+		case got := <-read:
+			if got {
+				return true, nil
+			}
+			return false, st.failure()
+		case <-look.C:
+			switch {
+			case time.Since(asked) > streamHung:
+				err = errStreamHung
+			case poked():
+				err = errPoked
+			default:
+				look.Reset(pokeQuiet / 5)
+				continue
+			}
+		}
+		st.cancel()
+		<-read
+		return false, err
 	}
-	if st.cs.ID() == 0 {
-		return false, errStreamEnded // the next passes tell why
-	}
-	return false, nil
 }
 
-// errGap and errAdopted lead back to passing; they are no fault.
+// failure tells why the stream gives nothing; nil: it may go on.
+func (st *stream) failure() error {
+	if err := st.cs.Err(); err != nil {
+		return fmt.Errorf("mongo: change stream: %w", err)
+	}
+	if st.cs.ID() == 0 {
+		return errStreamEnded // the next passes tell why
+	}
+	return nil
+}
+
+// errGap, errBehind and errAdopted lead back to passing; they are no fault.
 var (
-	errGap     = errors.New("mongo: the stream is behind the lanes")
+	errGap     = errors.New("mongo: the stream has a gap")
+	errBehind  = errors.New("mongo: the stream is behind the lanes")
 	errAdopted = errors.New("mongo: a foreign insert was adopted")
 )
 
@@ -112,40 +160,40 @@ var (
 // passing.
 func (t *tail) listen(ctx context.Context) error {
 	st := t.stream
-	quiet := since(st.last)
-	switch {
-	case st.lanes != t.s.lanes.changes.Load():
-		return t.turn("lane")
-	case quiet > streamSilent:
-		return t.turn("silence")
-	case quiet > pokeQuiet && st.pokes != t.s.pokes.Load():
-		return t.turn("poke")
+	// A stream is quiet if it was asked and had nothing, not if nobody asked.
+	if reason := t.m.Turn(t.news()); reason == "lane" || reason != "" && st.empty {
+		return t.turn(reason)
 	}
-	asked := time.Now()
-	got, err := st.next(ctx)
+	asked, written, fetched := time.Now(), t.s.latest.time(), st.cs.RemainingBatchLength() == 0
+	got, err := st.next(ctx, func() bool { return t.m.Poked(t.s.pokes.Load()) })
 	if err != nil {
 		return err
 	}
 	if !got || t.s.o.mute != nil && t.s.o.mute.Load() {
-		st.full = 0
+		t.m.Fetched(false)
+		st.empty = true
 		if !got {
+			st.reached(written)
 			t.s.tailed(asked)
 		}
 		return nil
 	}
-	st.last = time.Now()
-	if st.cs.RemainingBatchLength() >= streamBatch/2 {
-		st.full++
-	} else {
-		st.full = 0
+	st.empty = false
+	t.m.Heard(t.news())
+	if fetched {
+		t.m.Fetched(st.isFull())
 	}
 	for {
 		again, err := t.event(ctx, st.cs.Current)
 		switch {
 		case errors.Is(err, errAdopted):
+			// More is coming, one by one: the lanes are read until it is quiet.
+			t.again = time.Now().Add(adoptionRest)
 			return t.turn("adoption")
 		case errors.Is(err, errGap):
 			return t.turn("gap")
+		case errors.Is(err, errBehind):
+			return t.overload("it is behind")
 		case err != nil:
 			return err
 		}
@@ -157,19 +205,43 @@ func (t *tail) listen(ctx context.Context) error {
 		}
 	}
 	if at := wallTime(st.cs.Current); !at.IsZero() {
-		t.s.tailed(at)
+		t.s.tailed(t.s.clock.local(at))
 	}
-	if st.full >= fullBatches {
-		return t.turn("load")
+	if t.m.Loaded() {
+		return t.overload("full batches in a row")
 	}
 	return nil
 }
 
-// turn leads back to passing.
+// turn leads back to passing: the stream works, but the lanes know better.
 func (t *tail) turn(reason string) error {
 	t.s.left(reason)
 	t.leave()
+	t.backoff = 0
 	return nil
+}
+
+// isFull tells whether a reply was full, after its first event was read: by its
+// events, or by its bytes: it ends at 16 MB.
+func (st *stream) isFull() bool {
+	n := st.cs.RemainingBatchLength()
+	return n >= streamBatch/2 || n*len(st.cs.Current) >= streamReply/2
+}
+
+// overload leads back to passing because the stream does not keep up.
+func (t *tail) overload(why string) error {
+	if since(t.overloaded) > 5*time.Second {
+		t.s.log.Info("the change stream does not keep up; reading the lanes", zap.String("why", why))
+	}
+	t.overloaded = time.Now()
+	return t.turn("load")
+}
+
+// reached notes up to where the stream has told everything.
+func (st *stream) reached(at bson.Timestamp) {
+	if at.After(st.place) {
+		st.place = at
+	}
 }
 
 // event takes one event; false: look at the lanes before the next.
@@ -180,18 +252,22 @@ func (t *tail) event(ctx context.Context, raw bson.Raw) (bool, error) {
 	}
 	if sec, i, ok := raw.Lookup("clusterTime").TimestampOK(); ok && op == "insert" {
 		if t.s.latest.time().T > sec+streamLag {
-			return false, errGap
+			return false, errBehind
 		}
-		defer t.s.passed.reach(bson.Timestamp{T: sec, I: i})
+		at := bson.Timestamp{T: sec, I: i}
+		t.stream.reached(at)
+		defer t.s.passed.reach(at)
 	}
 	switch op {
 	case "insert":
 	case "update":
+		if t.adopted(raw) {
+			return true, nil
+		}
 		return false, errAdopted // the lanes have the document
 	default:
-		err := fmt.Errorf("mongo: %s of collection %s: %w", op, t.s.o.Collections.Message, store.ErrCorrupt)
-		t.s.breakDown(err)
-		return false, err
+		t.s.fallen(op + " of collection " + t.s.o.Collections.Message)
+		return false, fmt.Errorf("mongo: %s of collection %s: %w", op, t.s.o.Collections.Message, store.ErrCorrupt)
 	}
 	full, ok := raw.Lookup("fullDocument").DocumentOK()
 	if !ok {
@@ -203,18 +279,15 @@ func (t *tail) event(ctx context.Context, raw bson.Raw) (bool, error) {
 		return true, nil
 	}
 	mine, unknown := t.s.lanes.known(at.lane)
-	if unknown {
+	switch t.m.Event(lane.ID(at.lane), uint64(at.n), mine, unknown) {
+	case lane.Unknown:
 		return false, t.unknownLane(ctx, at.lane)
-	}
-	if !mine {
-		t.s.adopter.wake()
+	case lane.Foreign:
+		t.s.adopter.wakeMarked()
 		return true, nil
-	}
-	mark := at.mark()
-	if !t.h.After(mark) {
+	case lane.Repeat:
 		return true, nil
-	}
-	if n, ok := t.h.N(mark.Lane); !ok || n+1 != mark.N {
+	case lane.Gap:
 		return false, errGap
 	}
 	m, at, err := decodeMessage(full)
@@ -225,15 +298,27 @@ func (t *tail) event(ctx context.Context, raw bson.Raw) (bool, error) {
 	return true, nil
 }
 
+// adopted tells whether a pass has met the message that an update has adopted.
+func (t *tail) adopted(event bson.Raw) bool {
+	set := event.Lookup("updateDescription", "updatedFields")
+	doc, ok := set.DocumentOK()
+	if !ok {
+		return false
+	}
+	at := placeOf(doc)
+	mine, _ := t.s.lanes.known(at.lane)
+	return at.has && t.m.Met(lane.ID(at.lane), uint64(at.n), mine)
+}
+
 // unknownLane looks whether a lane that an event names exists. A foreign insert
 // may name any.
-func (t *tail) unknownLane(ctx context.Context, lane laneID) error {
-	docs, err := t.s.readLanes(ctx, bson.D{{Key: "_id", Value: int64(lane.number())}})
+func (t *tail) unknownLane(ctx context.Context, id laneID) error {
+	docs, err := t.s.readLanes(ctx, bson.D{{Key: "_id", Value: int64(id.number())}})
 	if err != nil {
 		return err
 	}
-	if len(docs) == 0 || docs[0].id() != lane {
-		t.s.adopter.wake()
+	if len(docs) == 0 || docs[0].id() != id {
+		t.s.adopter.wakeMarked()
 		return nil
 	}
 	return errGap

@@ -3,6 +3,7 @@ package mongo
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
@@ -10,6 +11,7 @@ import (
 
 	"rewindmq/schema"
 	"rewindmq/store"
+	"rewindmq/store/mongo/lane"
 )
 
 const (
@@ -29,17 +31,26 @@ const (
 //
 // For one goroutine, which is the owner of all it holds.
 //
-// Invariant: every message that is not after h has been yielded, or is in events.
+// Invariant: every message that is not after h (m.H) has been yielded, or is in
+// events.
 type tail struct {
 	s *Store
-	h schema.Cursor
+	m *lane.Tail // decides, and has h
 
-	events []store.Event
-	topics []string // of events, for the catalog
-	pass   *pass
-	stream *stream
-	rest   time.Duration
-	warned time.Time
+	events     []store.Event
+	topics     []string // of events, for the catalog
+	pass       *pass
+	stream     *stream
+	rest       time.Duration
+	warned     time.Time
+	overloaded time.Time // when the stream was last left because of it
+
+	opening *opening
+	again   time.Time      // no stream is opened before
+	backoff time.Duration  // from the failure before to again
+	lost    bson.Timestamp // the place of a stream that failed; zero: none
+	work    sync.WaitGroup // of openings and farewells; Close waits for them
+	closed  bool
 }
 
 // Tail opens a tail behind `after`, see store.Tailer.
@@ -47,7 +58,9 @@ func (s *Store) Tail(ctx context.Context, after schema.Cursor) (store.Tail, erro
 	if err := s.enter(ctx); err != nil {
 		return nil, err
 	}
-	return &tail{s: s, h: after.Clone(), rest: passRest}, nil
+	s.tailing.Add(1)
+	m := lane.NewTail(lane.TailOptions{Silent: streamSilent, Quiet: pokeQuiet, Full: fullBatches}, after)
+	return &tail{s: s, m: m, rest: passRest}, nil
 }
 
 // Next gives the next events, see store.Tail.
@@ -58,7 +71,7 @@ func (t *tail) Next(ctx context.Context) ([]store.Event, error) {
 	ctx, cancel := t.s.call(ctx)
 	defer cancel()
 	t.events = t.events[:0]
-	from := t.h
+	from := t.m.H()
 	for {
 		err := t.step(ctx)
 		if len(t.events) > 0 {
@@ -74,7 +87,9 @@ func (t *tail) Next(ctx context.Context) ([]store.Event, error) {
 		}
 		// Losing its source is the tail's own affair: it begins again behind h.
 		if t.stream != nil {
-			t.s.left(lossOf(err))
+			t.lose(err)
+		} else if badHint(err) {
+			t.s.fallen("index lane_n of collection " + t.s.o.Collections.Message + " is gone, with the collection or alone")
 		}
 		t.leave()
 		if since(t.warned) > 5*time.Second {
@@ -98,7 +113,7 @@ func (t *tail) book(from schema.Cursor) {
 			t.topics = append(t.topics, m.Topic)
 		}
 	}
-	t.s.topics.passed(t, from, t.h, t.topics)
+	t.s.topics.passed(t, from, t.m.H(), t.topics)
 }
 
 // pause gives the rest before the next pass.
@@ -114,7 +129,7 @@ func (t *tail) step(ctx context.Context) error {
 		return t.listen(ctx)
 	}
 	if t.pass == nil {
-		p, err := t.s.openPass(ctx, t.h)
+		p, err := t.s.openPass(ctx, t.m.H())
 		if err != nil {
 			return err
 		}
@@ -145,60 +160,41 @@ func (t *tail) read(ctx context.Context) error {
 
 // give yields one document of the log. A stopper only moves the cursor.
 func (t *tail) give(m *schema.Message, at place) {
-	t.h = t.h.Clone() // the one before was handed out
-	t.h.Advance(at.mark())
+	h := t.m.Give(at.mark())
 	if at.stop != "" {
 		m = nil
 	}
-	t.events = append(t.events, store.Event{Message: m, H: t.h})
+	t.events = append(t.events, store.Event{Message: m, H: h})
 }
 
 func (t *tail) endPass(ctx context.Context) {
 	p := t.pass
 	t.pass = nil
-	h := t.h.Clone()
+	lanes := make([]lane.PassLane, len(p.lanes))
 	for i := range p.lanes {
-		h.Advance(schema.Mark{Lane: schema.Lane(p.lanes[i].Number)})
+		lanes[i] = lane.PassLane{Number: schema.Lane(p.lanes[i].Number), Retired: p.lanes[i].Retired}
 	}
-	for i := range p.lanes {
-		// `retired` is set after a majority had the `end`: this snapshot had
-		// all of the lane (T4).
-		if d := &p.lanes[i]; d.Retired {
-			h.Retire(schema.Lane(d.Number))
-		}
-	}
-	if !h.Equal(t.h) {
-		t.h = h
-		t.events = append(t.events, store.Event{H: h})
+	if t.m.EndPass(lanes) {
+		t.events = append(t.events, store.Event{H: t.m.H()})
 	}
 	w := p.snap.time()
 	t.s.passed.reach(w)
 	t.s.tailed(p.began) // the snapshot is not older
 	p.close()
+	waited := false
 	if p.found > 0 {
 		t.rest = passRest
 	} else if !t.s.o.NoStreams {
-		t.open(ctx, w)
+		waited = t.open(ctx, w)
 	}
-	if t.stream == nil && len(t.events) == 0 {
+	if !waited && len(t.events) == 0 {
 		_ = rest(ctx, t.pause())
 	}
 }
 
-// open opens the change stream at the time of the pass, so that nothing lies
-// between (T3). Without one the passes go on.
-func (t *tail) open(ctx context.Context, at bson.Timestamp) {
-	st, err := t.s.openStream(ctx, at)
-	if err != nil {
-		if ctx.Err() == nil && since(t.warned) > 5*time.Second {
-			t.warned = time.Now()
-			t.s.log.Warn("no change stream; reading the lanes", zap.Error(err))
-		}
-		return
-	}
-	st.lanes, st.pokes = t.s.lanes.changes.Load(), t.s.pokes.Load()
-	t.stream = st
-	t.rest = passRest
+// news is what may lead the tail back to the lanes, now.
+func (t *tail) news() lane.News {
+	return lane.News{Now: time.Now(), Lanes: t.s.lanes.changes.Load(), Pokes: t.s.pokes.Load()}
 }
 
 // leave lets go of pass and stream: the next step is a pass behind h.
@@ -208,13 +204,23 @@ func (t *tail) leave() {
 		t.pass = nil
 	}
 	if t.stream != nil {
-		t.stream.close()
+		t.work.Go(t.stream.close)
 		t.stream = nil
+		t.m.Left()
+	}
+	if t.opening != nil {
+		t.forget(t.opening)
+		t.opening = nil
 	}
 }
 
 // Close lets go of what the tail holds.
 func (t *tail) Close() error {
 	t.leave()
+	t.work.Wait()
+	if !t.closed {
+		t.closed = true
+		t.s.tailing.Add(-1)
+	}
 	return nil
 }

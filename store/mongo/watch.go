@@ -2,6 +2,7 @@ package mongo
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -70,15 +71,15 @@ const controlRest = time.Second
 // and each second while there is none. It also reads the lanes: a tail looks when
 // one was opened or retired.
 func (s *Store) control() {
+	var warned time.Time
 	for s.life.Err() == nil {
 		var err error
 		if !s.o.NoStreams {
 			err = s.followClaims()
 		}
-		if err == nil {
-			err = s.pollClaims(s.life)
-		}
-		if err != nil && s.life.Err() == nil {
+		err = errors.Join(err, s.pollClaims(s.life))
+		if err != nil && s.life.Err() == nil && since(warned) > 5*time.Second {
+			warned = time.Now()
 			s.log.Warn("control events", zap.Error(err))
 		}
 		if rest(s.life, controlRest) != nil {
@@ -90,7 +91,7 @@ func (s *Store) control() {
 func (s *Store) followClaims() error {
 	ctx, cancel := context.WithCancel(s.life)
 	defer cancel()
-	guard := time.AfterFunc(streamHung, cancel)
+	guard := time.AfterFunc(2*controlRest, cancel) // the claims are polled meanwhile
 	defer guard.Stop()
 	cs, err := s.tails.Database(s.o.Database).Watch(ctx, mongo.Pipeline{{{Key: "$match", Value: fields("$or", bson.A{
 		fields("ns.coll", s.o.Collections.Session, "operationType", fields("$in", bson.A{"insert", "replace"})),
@@ -103,7 +104,11 @@ func (s *Store) followClaims() error {
 	if err != nil {
 		return fmt.Errorf("mongo: control stream: %w", err)
 	}
-	defer func() { _ = cs.Close(context.Background()) }()
+	defer func() {
+		bye, done := context.WithTimeout(context.Background(), streamClose)
+		defer done()
+		_ = cs.Close(bye)
+	}()
 	if err := s.pollClaims(ctx); err != nil {
 		return err
 	}
