@@ -55,4 +55,10 @@ type Group struct {
 	// Claimed are the messages after After that a record has claimed: each of
 	// them has, or had, a member, or stands in Again as well.
 	Claimed []Ref
+	// Nodes are those on which members of the group are connected, and Self is the
+	// one that asked; none: the store has one node. The record decides who gets a
+	// message; at QoS 0 there is none, and this tells whose turn it is (G1). It may
+	// be some seconds behind.
+	Nodes []schema.ID
+	Self  schema.ID
 }

@@ -55,7 +55,7 @@ func (g *Group) reconcile(d *store.Group) {
 			g.claimed[r.ID] = r.Mark
 		}
 	}
-	var has []*entry // whose claim was there
+	has := g.unpark(d, there, claimed) // whose claim was there
 	g.again = slices.DeleteFunc(g.again, func(e *entry) bool {
 		known := there[e.ID]
 		delete(there, e.ID)

@@ -25,9 +25,10 @@
 // Invariant: everything not after `after` is claimed in the store, stands in the
 // store's Again, or was passed.
 //
-// Invariant: an entry stands in one place: under way with one member, or in again.
+// Invariant: an entry stands in one place: under way with one member, in again, or
+// parked, as it is another node's turn to give it.
 //
 // Invariant: nothing here grows without bound: what is under way by the members'
-// windows, the queue and the buffer by Options.Queue, the line by Options.Line, again
+// windows, the queue and the buffer by Options.Queue, the line and parked by Options.Line, again
 // by what lost members had in flight, of which a few have their message in memory.
 package group

@@ -2,6 +2,7 @@ package group
 
 import (
 	"slices"
+	"time"
 
 	"rewindmq/broker/session"
 	"rewindmq/schema"
@@ -17,6 +18,7 @@ type entry struct {
 	// doubt: its claim may be there; the store is asked before it is given again. A
 	// second claim would be refused, but at QoS 0 there is none.
 	doubt doubt
+	at    time.Time // since when it is parked
 }
 
 type doubt uint8
@@ -76,6 +78,10 @@ func (g *Group) take(m *schema.Message, isLive bool) bool {
 	if m.QoS == 0 && !g.begin.After(m.Mark) {
 		g.do(Action{Do: Count, Dropped: session.DropQoS0Offline})
 		g.pass(m)
+		return true
+	}
+	if !g.turn(m.ID) {
+		g.park(m)
 		return true
 	}
 	by, v := g.give(m, isLive)

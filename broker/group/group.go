@@ -79,6 +79,9 @@ type Group struct {
 	savingPassed  []schema.ID
 	overtaken     []schema.ID // claimed or passed since the store was asked: its answer may still have them
 	savedAt       time.Time
+	self          schema.ID
+	nodes         []schema.ID // those with members, as of the last OnOpened
+	parked        []*entry    // given by other nodes, as far as known; in the order taken
 
 	out []Action
 }
@@ -187,6 +190,7 @@ func (g *Group) open() {
 			e.doubt = askedFor
 		}
 	}
+	g.askForParked()
 	g.do(Action{Do: DoOpen})
 }
 
@@ -209,6 +213,9 @@ func (g *Group) OnOpened(d store.Group, err error) {
 				e.doubt = inDoubt
 			}
 		}
+		for _, e := range g.parked {
+			e.doubt = certain
+		}
 		g.stale = true
 		return
 	default:
@@ -224,7 +231,7 @@ func (g *Group) OnOpened(d store.Group, err error) {
 // not after the store's place is nobody's to give, but for Again.
 func (g *Group) stand(d *store.Group) {
 	first := !g.opened
-	g.opened = true
+	g.opened, g.self, g.nodes = true, d.Self, d.Nodes
 	g.taken.Merge(d.After)
 	g.after.Merge(d.After)
 	g.reconcile(d)

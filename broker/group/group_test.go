@@ -395,3 +395,113 @@ func TestEnds(t *testing.T) {
 	y.g.OnOpened(store.Group{}, store.ErrNoGroup)
 	y.wants("still no group", DoEnd)
 }
+
+// G1: of two nodes that know of each other one gives each message, each some of them,
+// at QoS 0 as well.
+func TestTurns(t *testing.T) {
+	t.Parallel()
+	one, two := schema.ID{11: 1}, schema.ID{11: 2}
+	for qos := range uint8(2) {
+		got := map[uint64]int{}
+		for _, self := range []schema.ID{one, two} {
+			a := &hand{room: 1000, qos: 1}
+			x := newTable(t, Options{})
+			x.live(store.Group{After: schema.At(1, 0), Self: self, Nodes: []schema.ID{one, two}}, a)
+			for n := uint64(1); n <= 200; n++ {
+				x.g.Offer(msg(n, qos))
+			}
+			for _, n := range a.got {
+				got[n]++
+			}
+			if len(a.got) < 50 || len(a.got) > 150 {
+				t.Errorf("QoS %d: one of two gives %d of 200", qos, len(a.got))
+			}
+		}
+		for n := uint64(1); n <= 200; n++ {
+			if got[n] != 1 {
+				t.Errorf("QoS %d: message %d is given by %d nodes", qos, n, got[n])
+			}
+		}
+	}
+}
+
+// What it is another node's turn to give waits: after does not pass it until the store
+// tells that it is claimed or passed; what nobody has claimed in time is given here.
+func TestTurnOfAnother(t *testing.T) {
+	t.Parallel()
+	one, two := schema.ID{11: 1}, schema.ID{11: 2}
+	a := &hand{room: 1000, qos: 1}
+	x := newTable(t, Options{})
+	d := store.Group{After: schema.At(1, 0), Self: one, Nodes: []schema.ID{one, two}}
+	x.live(d, a)
+	const n = 40
+	x.offer(1, n)
+	var others []uint64
+	for k := uint64(1); k <= n; k++ {
+		if !slices.Contains(a.got, k) {
+			others = append(others, k)
+		} else {
+			x.g.OnClaimed(a, msg(k, 1).ID, store.Stored)
+		}
+	}
+	if len(others) < 6 {
+		t.Fatalf("another's are %v", others)
+	}
+	after := func(what string, want uint64) {
+		t.Helper()
+		if got, _ := x.g.after.N(1); got != want {
+			t.Errorf("%s: after is at %d, want %d", what, got, want)
+		}
+	}
+	after("nobody has said anything", others[0]-1)
+	// A second later the store is asked: two are claimed, one of those was left again,
+	// another is passed.
+	x.now = x.now.Add(shareEvery)
+	x.g.Tick(x.h)
+	if did := x.did(); !slices.Contains(did, DoOpen) {
+		t.Fatalf("Tick: actions %v", did)
+	}
+	ref := func(k uint64) store.Ref { return store.Ref{ID: msg(k, 1).ID, Mark: msg(k, 1).Mark} }
+	d.After = schema.At(1, others[0])
+	d.Claimed = []store.Ref{ref(others[1]), ref(others[2])}
+	d.Again = []store.Ref{ref(others[2])}
+	x.g.OnSaved(nil)
+	before := len(a.got)
+	x.g.OnOpened(d, nil)
+	after("three are answered for", others[3]-1)
+	if x.wants("what was left", DoLookup); len(x.out[0].Refs) != 1 || x.out[0].Refs[0] != ref(others[2]) {
+		t.Errorf("looks up %v", x.out[0].Refs)
+	}
+	x.g.OnLookup(x.out[0].Refs, []*schema.Message{msg(others[2], 1)}, nil)
+	if got := a.got[before:]; !slices.Equal(got, others[2:3]) {
+		t.Errorf("gave %v, want what was left: %v", got, others[2:3])
+	}
+	x.g.OnClaimed(a, msg(others[2], 1).ID, store.Stored)
+	d.Again = nil
+	// Nobody claims the rest: asked when it has waited long enough, not by what was
+	// asked before.
+	x.now = x.now.Add(turnWait - shareEvery)
+	x.g.Tick(x.h)
+	if did := x.did(); !slices.Contains(did, DoOpen) {
+		t.Fatalf("Tick: actions %v", did)
+	}
+	d.Claimed = append(d.Claimed, ref(others[4]))
+	before = len(a.got)
+	x.g.OnOpened(d, nil)
+	for len(a.got) < before+len(others)-4 {
+		x.wants("the rest is looked up", DoLookup)
+		var msgs []*schema.Message
+		for _, r := range x.out[0].Refs {
+			msgs = append(msgs, msg(r.Mark.N, 1))
+		}
+		x.g.OnLookup(x.out[0].Refs, msgs, nil)
+	}
+	want := append([]uint64{others[3]}, others[5:]...)
+	if got := a.got[before:]; !slices.Equal(got, want) {
+		t.Errorf("gave %v, want what nobody had claimed: %v", got, want)
+	}
+	for _, k := range want {
+		x.g.OnClaimed(a, msg(k, 1).ID, store.Refused) // another was first after all
+	}
+	after("all is answered for", n)
+}

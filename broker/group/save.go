@@ -9,7 +9,7 @@ func (g *Group) Tick(h schema.Cursor) {
 		g.merge(h)
 	}
 	now := g.o.Now()
-	if since := now.Sub(g.askedAt); g.stale || since < 0 || since >= refreshEvery {
+	if since := now.Sub(g.askedAt); g.stale || since < 0 || since >= refreshEvery || len(g.parked) > 0 && since >= shareEvery {
 		g.open()
 	}
 	since := now.Sub(g.savedAt)

@@ -72,6 +72,7 @@ type claimWalk struct {
 
 	mine    sessionDoc // as step 1 left it
 	waiting []pastDoc  // former owners that were not released
+	place   placeDoc   // as step 3 left it
 	cur     schema.SessionCursor
 	marked  int64 // subscriptions of an older epoch do not count
 	records []schema.Delivery
@@ -119,8 +120,11 @@ func (w *claimWalk) steps(ctx context.Context) (store.Claimed, error) {
 	if !ok {
 		return w.gaveUp(ctx, len(w.waiting) == 0), nil
 	}
+	if ok, err := w.endFormer(ctx); err != nil || !ok {
+		return store.Claimed{Err: store.ErrSuperseded}, err
+	}
 	if len(w.waiting) > 0 {
-		if ok, err := w.fence(ctx); err != nil || !ok {
+		if w.records, ok, err = w.fence(ctx, w.mine.owns(), w.cur.Seq); err != nil || !ok {
 			return store.Claimed{Err: store.ErrSuperseded}, err
 		}
 		nodes := make([]bson.ObjectID, len(w.waiting))
@@ -134,15 +138,15 @@ func (w *claimWalk) steps(ctx context.Context) (store.Claimed, error) {
 	if err := w.rest(ctx); err != nil {
 		return store.Claimed{}, err
 	}
-	last, err := s.readSession(ctx, w.ask.ClientID)
-	if err != nil {
-		return store.Claimed{}, err
-	}
-	if last == nil || last.Epoch != w.mine.Epoch {
-		return w.gaveUp(ctx, true), nil
-	}
 	if w.dead == nil {
+		// Before the last look: a claim that it does not see is told of afterwards.
 		s.owned.take(w.mine.owns())
+	}
+	if ok, err := w.open(ctx); err != nil || !ok {
+		s.owned.drop(w.ask.ClientID, uint64(w.mine.Epoch)+1)
+		// A released epoch says that nothing lies above the cursor's seq: after a
+		// fence that would not be true (S19).
+		return w.gaveUp(ctx, err == nil && len(w.waiting) == 0), err
 	}
 	return store.Claimed{
 		Owner: w.mine.owns(), Present: w.mine.SID != w.mine.Epoch, Released: len(w.waiting) == 0,
@@ -165,9 +169,15 @@ func (s *Store) readSession(ctx context.Context, clientID string) (*sessionDoc, 
 
 // raise is step 1: it raises the epoch, only from the one just read. false: the
 // keeper found nothing to finish.
+//
+// A claim of another node that is under way is let come to its end, for at most
+// ClaimWait: of two devices with one client id, at two nodes, each would else overtake
+// the other before either is served (F-24).
 func (w *claimWalk) raise(ctx context.Context) (bool, error) {
+	began := time.Now()
 	for {
 		found := true
+		patient := w.dead == nil && since(began) < w.s.o.ClaimWait
 		err := w.s.write(ctx, w.ask.ClientID, func(ctx context.Context) error {
 			d, err := w.s.readSession(ctx, w.ask.ClientID)
 			if err != nil {
@@ -176,6 +186,9 @@ func (w *claimWalk) raise(ctx context.Context) (bool, error) {
 			if d != nil && d.Token == w.token {
 				w.mine = *d // the answer had been lost
 				return nil
+			}
+			if patient && d != nil && d.underWay() && *d.Owner != w.node {
+				return answered{errUnderWay}
 			}
 			filter := fields("_id", w.ask.ClientID, "epoch", fields("$exists", false))
 			if d != nil {
@@ -196,16 +209,36 @@ func (w *claimWalk) raise(ctx context.Context) (bool, error) {
 			return err
 		})
 		switch {
+		case errors.Is(err, errUnderWay):
+			if err := rest(ctx, waitRest); err != nil {
+				return false, err
+			}
 		case errors.Is(err, errRaced):
-			continue
-		case err != nil:
-			return false, err
+		default:
+			return found && err == nil, err
 		}
-		return found, nil
 	}
 }
 
-var errRaced = errors.New("mongo: another claim was first")
+var (
+	errRaced    = errors.New("mongo: another claim was first")
+	errUnderWay = errors.New("mongo: another claim is under way")
+)
+
+// open is the last look at the epoch: false: a newer claim. A claim that had somebody
+// to wait for says with it that it has come to its end.
+func (w *claimWalk) open(ctx context.Context) (ok bool, err error) {
+	if len(w.mine.Past) == 0 || w.dead != nil {
+		last, err := w.s.readSession(ctx, w.ask.ClientID)
+		return err == nil && last != nil && last.Epoch == w.mine.Epoch, err
+	}
+	err = w.s.write(ctx, w.ask.ClientID, func(ctx context.Context) error {
+		res, err := w.s.c.session.UpdateOne(ctx, fields("_id", w.ask.ClientID, "epoch", w.mine.Epoch), set("opened", true))
+		ok = err == nil && res.MatchedCount == 1
+		return err
+	})
+	return ok, err
+}
 
 // raising is the update of step 1: one operation by the server's clock.
 func (w *claimWalk) raising() mongo.Pipeline {
@@ -226,7 +259,12 @@ func (w *claimWalk) raising() mongo.Pipeline {
 				"disconnected", ex("$ifNull", "$disconnected", "$tmp.now")),
 			unset("tmp"))
 	}
+	// A claim that was still under way is never accepted now, and so its will is none
+	// [MQTT-3.1.2-7].
+	under := ex("$and", ex("$gt", "$tmp.was", "$tmp.released"), ex("$ne", ex("$ifNull", "$past", bson.A{}), bson.A{}),
+		absent("$opened"), absent("$disconnected"))
 	wills := mapWills("$wills", choose("$$w",
+		branch(ex("$and", under, ex("$eq", "$$w.epoch", "$tmp.was")), nil),
 		branch(ex("$and", "$tmp.fresh", absent("$$w.end")),
 			ex("$mergeObjects", "$$w", fields("end", ex("$cond", "$tmp.ended", "$tmp.end", "$tmp.now"))))))
 	if w.ask.Will != nil {
@@ -237,7 +275,7 @@ func (w *claimWalk) raising() mongo.Pipeline {
 		set("sid", ex("$cond", "$tmp.fresh", "$tmp.epoch", "$sid"), "epoch", "$tmp.epoch", "owner", w.node, "token", w.token,
 			"released", "$tmp.released", "past", past, "expiry", int64(w.ask.Expiry), "protocol", int32(w.ask.Protocol),
 			"connected", "$tmp.now", "disconnected", "$$REMOVE", "wills", wills),
-		unset("tmp", "wake"))
+		unset("tmp", "wake", "opened"))
 }
 
 // waitRest is how often a waiting claim looks.
@@ -295,50 +333,58 @@ func (s *Store) anyLives(ctx context.Context, past []pastDoc) (bool, error) {
 
 // mark is step 3: it sets {sid, epoch} in the cursor, only where the epoch is
 // lower, and reads it: an older save now matches nothing (S10). false: superseded.
+// The document of a session that has ended, and was a member of a group, keeps its
+// sid until what it has of the group is handed back (endFormer).
 func (w *claimWalk) mark(ctx context.Context) (bool, error) {
-	sid, epoch, ok := w.mine.SID, w.mine.Epoch, true
-	var d placeDoc
-	keep := func(field string, fresh any) bson.D {
-		return ex("$cond", ex("$eq", "$sid", sid), "$"+field, fresh)
-	}
+	epoch, ok := w.mine.Epoch, true
 	err := w.s.write(ctx, w.ask.ClientID, func(ctx context.Context) error {
-		err := w.s.c.cursor.FindOneAndUpdate(ctx, fields("_id", w.ask.ClientID, "epoch", fields("$lt", epoch)), mongo.Pipeline{set(
-			"sid", sid, "epoch", epoch,
-			"after", keep("after", ex("$literal", newCursorDoc(w.ask.At))), "seq", keep("seq", int64(0)),
-			"flight", keep("flight", bson.A{}), "inbound", keep("inbound", bson.A{}), "marked", keep("marked", int64(0)),
-		)}, options.FindOneAndUpdate().SetUpsert(true).SetReturnDocument(options.After)).Decode(&d)
+		w.place = placeDoc{}
+		err := w.s.c.cursor.FindOneAndUpdate(ctx, fields("_id", w.ask.ClientID, "epoch", fields("$lt", epoch)),
+			mongo.Pipeline{fields("$set", append(w.fresh(func(field string, fresh any) any {
+				return ex("$cond", ex("$or", ex("$eq", "$sid", w.mine.SID), ex("$eq", "$shared", true)), "$"+field, fresh)
+			}), bson.E{Key: "epoch", Value: epoch}))},
+			options.FindOneAndUpdate().SetUpsert(true).SetReturnDocument(options.After)).Decode(&w.place)
 		if !mongo.IsDuplicateKeyError(err) || hasWriteConcernError(err) {
 			return err
 		}
 		// Marked by a newer claim; or by this one, and the answer was lost.
-		if err = w.s.c.cursor.FindOne(ctx, fields("_id", w.ask.ClientID)).Decode(&d); err != nil {
+		if err = w.s.c.cursor.FindOne(ctx, fields("_id", w.ask.ClientID)).Decode(&w.place); err != nil {
 			return err
 		}
-		ok = d.Epoch == epoch
+		ok = w.place.Epoch == epoch
 		return nil
 	})
 	if err != nil {
 		return false, err
 	}
-	w.cur, w.marked = d.sessionCursor(), d.Marked
+	w.cur, w.marked = w.place.sessionCursor(), w.place.Marked
 	return ok, nil
+}
+
+// fresh gives the fields of a new session's cursor; keep chooses between them and
+// what is there.
+func (w *claimWalk) fresh(keep func(field string, fresh any) any) bson.D {
+	return fields(
+		"sid", keep("sid", w.mine.SID),
+		"after", keep("after", ex("$literal", newCursorDoc(w.ask.At))), "seq", keep("seq", int64(0)),
+		"flight", keep("flight", bson.A{}), "inbound", keep("inbound", bson.A{}), "marked", keep("marked", int64(0)))
 }
 
 // fence is the first half of step 4: the records above the cursor, and a record
 // with neither message nor packet id at the next seq. If it goes in, the reading
 // was complete, and what the old owner has on its way collides with it (S11).
-func (w *claimWalk) fence(ctx context.Context) (ok bool, err error) {
-	s, o := w.s, w.mine.owns()
+func (w *claimWalk) fence(ctx context.Context, o schema.Owner, above uint64) (records []schema.Delivery, ok bool, err error) {
+	s := w.s
 	err = s.inSession(ctx, bson.Timestamp{}, func(ctx context.Context) error {
 		f := recordDoc{ID: bson.NewObjectID(), ClientID: o.ClientID, Host: s.o.Node, SID: int64(o.SID), Epoch: int64(o.Epoch)}
 		pause := retryRest
 		for {
-			if w.records, err = s.readRecords(ctx, o, w.cur.Seq); err != nil {
+			if records, err = s.readRecords(ctx, o, above); err != nil {
 				return err
 			}
-			f.Seq = int64(w.cur.Seq) + 1
-			if n := len(w.records); n > 0 {
-				last := &w.records[n-1]
+			f.Seq = int64(above) + 1
+			if n := len(records); n > 0 {
+				last := &records[n-1]
 				switch {
 				case last.ID == schema.ID(f.ID):
 					ok = true
@@ -348,10 +394,10 @@ func (w *claimWalk) fence(ctx context.Context) (ok bool, err error) {
 				}
 				f.Seq = int64(last.Seq) + 1
 			}
-			f.Created = time.Now()
+			f.Created = s.Now()
 			_, err := s.c.published.InsertOne(ctx, f)
 			if err == nil {
-				w.records = append(w.records, f.delivery())
+				records = append(records, f.delivery())
 				ok = true
 				return nil
 			}
@@ -364,7 +410,7 @@ func (w *claimWalk) fence(ctx context.Context) (ok bool, err error) {
 			pause = backoff(pause)
 		}
 	})
-	return ok, err
+	return records, ok, err
 }
 
 // readRecords reads the records of a session above a seq, in order.

@@ -34,6 +34,10 @@ func (s *Store) connect(ctx context.Context) error {
 	if err := s.check(ctx); err != nil {
 		return err
 	}
+	if err := s.measureClock(ctx); err != nil {
+		return err
+	}
+	s.tellClock()
 	return s.prepare(ctx)
 }
 
@@ -56,6 +60,8 @@ func (s *Store) dial() error {
 	}
 	o.SetMinPoolSize(uint64(s.o.Lanes + sessionWriters + recordLanes))
 	switch {
+	case s.o.commands != nil:
+		o.SetMonitor(s.o.commands)
 	case s.o.onCommand != nil:
 		o.SetMonitor(&event.CommandMonitor{Started: func(context.Context, *event.CommandStartedEvent) { s.o.onCommand() }})
 	case s.o.Metrics != nil:
@@ -68,7 +74,14 @@ func (s *Store) dial() error {
 	t := options.Client().ApplyURI(s.o.URI)
 	t.SetWriteConcern(majority()).SetReadConcern(readconcern.Majority()).SetReadPreference(readpref.Primary()).SetRetryReads(true)
 	t.Timeout = nil
+	if s.o.Metrics != nil {
+		// A stream waits on purpose: how long its commands take says nothing.
+		t.SetMonitor(&event.CommandMonitor{Failed: s.monitor().Failed})
+	}
 	t.SetAppName("rewindmq " + s.o.Node + " tail")
+	if s.o.commands != nil {
+		t.SetMonitor(s.o.commands)
+	}
 	if s.tails, err = mongo.Connect(t); err != nil {
 		return fmt.Errorf("mongo: connect: %w", err)
 	}

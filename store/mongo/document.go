@@ -248,7 +248,7 @@ func (s *Store) stopper(id bson.ObjectID, lane laneID, n uint64, kind string) bs
 	b = bsoncore.AppendStringElement(b, "clientId", "")
 	b = bsoncore.AppendInt32Element(b, "qos", 0)
 	b = bsoncore.AppendBooleanElement(b, "retain", false)
-	b = bsoncore.AppendDateTimeElement(b, "created", time.Now().UnixMilli())
+	b = bsoncore.AppendDateTimeElement(b, "created", s.Now().UnixMilli())
 	b = bsoncore.AppendStringElement(b, "host", s.o.Node)
 	b = bsoncore.AppendInt64Element(b, "lane", int64(lane))
 	b = bsoncore.AppendInt64Element(b, "n", int64(n))

@@ -3,7 +3,6 @@ package mongo
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
@@ -83,7 +82,7 @@ func (s *Store) adoptSessions(ctx context.Context) error {
 		}
 		session := fields("$setOnInsert", fields(
 			"sid", int64(historySID), "epoch", int64(historySID), "released", int64(historySID), "token", bson.NewObjectID(),
-			"past", bson.A{}, "expiry", int64(schema.NoExpiry), "connected", time.Now(), "disconnected", time.Now(), "wills", bson.A{}))
+			"past", bson.A{}, "expiry", int64(schema.NoExpiry), "connected", s.Now(), "disconnected", s.Now(), "wills", bson.A{}))
 		_, err := s.c.session.UpdateOne(ctx, fields("_id", id), session, options.UpdateOne().SetUpsert(true))
 		if err == nil {
 			_, err = s.c.cursor.UpdateOne(ctx, fields("_id", id), fields("$setOnInsert", fields(
@@ -94,9 +93,23 @@ func (s *Store) adoptSessions(ctx context.Context) error {
 			_, err = s.c.subscription.UpdateMany(ctx, fields("clientId", id, "sid", nil), bson.D{{Key: "$set", Value: fields(
 				"sid", int64(historySID), "epoch", int64(historySID), "since", newCursorDoc(schema.Cursor{}))}})
 		}
+		if err == nil {
+			err = s.adoptMember(ctx, id)
+		}
 		if err != nil && !mongo.IsDuplicateKeyError(err) {
 			return fmt.Errorf("mongo: session of %q: %w", id, err)
 		}
 	}
 	return nil
+}
+
+// adoptMember makes a session a member of the groups of the shared subscriptions that
+// it was given. The first OpenGroup begins them.
+func (s *Store) adoptMember(ctx context.Context, clientID string) error {
+	res, err := s.c.subscription.UpdateMany(ctx, fields("clientId", clientID, "sid", int64(historySID),
+		"topic", bson.Regex{Pattern: `^\$share/`}), mongo.Pipeline{set("group", "$topic")})
+	if err == nil && res.MatchedCount > 0 {
+		_, err = s.c.cursor.UpdateOne(ctx, fields("_id", clientID), fields("$set", fields("shared", true)))
+	}
+	return err
 }

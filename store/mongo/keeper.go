@@ -223,7 +223,7 @@ func (k *keeper) finish(ctx context.Context, node bson.ObjectID) error {
 				return err
 			}
 		}
-		return nil
+		return s.sweepGroups(ctx) // it may have died between a subscription and its group
 	})
 	if err != nil {
 		return err
@@ -263,16 +263,11 @@ func (s *Store) finishSession(ctx context.Context, clientID string, node bson.Ob
 
 // serverNow gives the server's clock.
 func (s *Store) serverNow(ctx context.Context) (time.Time, error) {
-	var hello struct {
-		Local time.Time `bson:"localTime"`
+	now, err := s.helloTime(ctx)
+	if err == nil && s.o.clock != nil {
+		now = s.o.clock.at(now)
 	}
-	if err := s.db.RunCommand(ctx, fields("hello", 1)).Decode(&hello); err != nil {
-		return time.Time{}, fmt.Errorf("mongo: the server's time: %w", err)
-	}
-	if s.o.clock != nil {
-		return s.o.clock.at(hello.Local), nil
-	}
-	return hello.Local, nil
+	return now, err
 }
 
 // awake finds sessions without a connection that the keeper has to look at.
@@ -382,5 +377,9 @@ func (s *Store) Counts(ctx context.Context) (store.Counts, error) {
 		return store.Counts{}, s.failed(ctx, "counts", err)
 	}
 	subs, err := s.c.subscription.CountDocuments(ctx, bson.D{})
-	return store.Counts{Sessions: int(sessions), Subscriptions: int(subs)}, s.failed(ctx, "counts", err)
+	if err != nil {
+		return store.Counts{}, s.failed(ctx, "counts", err)
+	}
+	shared, err := s.c.subscription.CountDocuments(ctx, fields("group", fields("$exists", true)))
+	return store.Counts{Sessions: int(sessions), Subscriptions: int(subs), Shared: int(shared)}, s.failed(ctx, "counts", err)
 }

@@ -108,7 +108,11 @@ func (s *Store) beat() {
 		}
 		ctx, cancel := context.WithTimeout(s.life, s.o.Attempt)
 		_, err := s.fresh.time(ctx)
+		if err == nil {
+			_ = s.measureClock(ctx) // a server that went away is the next heartbeat's affair
+		}
 		cancel()
+		s.tellClock()
 		s.tellLag()
 		if s.o.Metrics != nil {
 			if err == nil {

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.mongodb.org/mongo-driver/v2/event"
 	"go.uber.org/zap"
 
 	"rewindmq/store"
@@ -37,12 +38,20 @@ type Options struct {
 	Lease time.Duration
 	// ClaimWait bounds how long a claim waits for the former owner; default 1 s.
 	ClaimWait time.Duration
+	// ClockBound is how far this machine's clock may be off the server's before
+	// Ready says so; default 1 min. No promise depends on it, see Store.Now.
+	ClockBound time.Duration
+	// Now is this machine's clock (time.Now).
+	Now func() time.Time
 	// MaxPayload in bytes: a larger one is refused with store.ErrTooLarge; default
 	// 8 MiB, at most 15 MiB.
 	MaxPayload int
 	// RetainMessages and RetainRecords are how long messages and delivery records
 	// are kept; 0: 365 and 30 days; negative: for ever.
 	RetainMessages, RetainRecords time.Duration
+	// SweepRecords removes the delivery records that a saved cursor has made
+	// superfluous, in place of keeping them as history for RetainRecords.
+	SweepRecords bool
 	// NoStreams switches the change streams off: lanes alone, for tests and for
 	// finding faults.
 	NoStreams bool
@@ -56,14 +65,19 @@ type Options struct {
 	// mute makes the streams of messages lose what they see while it is set. For
 	// tests.
 	mute *atomic.Bool
+	// noGauge leaves the ends of the log unlooked at: no write but the heartbeats
+	// tells the time. For tests.
+	noGauge bool
 	// onCommand is called for each command that is sent. For tests.
 	onCommand func()
+	// commands sees the commands of both clients. For tests.
+	commands *event.CommandMonitor
 }
 
 // Names of the collections. The first three are those that others read.
 type Names struct {
-	Message, Subscription, PublishedMessage     string
-	Lane, Session, Cursor, Retained, Node, Meta string
+	Message, Subscription, PublishedMessage            string
+	Lane, Session, Cursor, Group, Retained, Node, Meta string
 }
 
 func (n Names) withDefaults() Names {
@@ -78,6 +92,7 @@ func (n Names) withDefaults() Names {
 	def(&n.Lane, "lane")
 	def(&n.Session, "session")
 	def(&n.Cursor, "cursor")
+	def(&n.Group, "group")
 	def(&n.Retained, "retained")
 	def(&n.Node, "node")
 	def(&n.Meta, "meta")
@@ -110,12 +125,13 @@ func (o Options) withDefaults() (Options, error) {
 		{"Attempt", &o.Attempt, 10 * time.Second},
 		{"Lease", &o.Lease, 10 * time.Second},
 		{"ClaimWait", &o.ClaimWait, time.Second},
+		{"ClockBound", &o.ClockBound, time.Minute},
 	} {
 		if *d.at == 0 {
 			*d.at = d.def
 		}
 		if *d.at < 0 {
-			return o, fmt.Errorf("mongo: Options.%s is %v", d.name, *d.at)
+			return o, fmt.Errorf("mongo: Options.%s is %v, want more than 0", d.name, *d.at)
 		}
 	}
 	if o.MaxPayload == 0 {
@@ -129,6 +145,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.RetainRecords == 0 {
 		o.RetainRecords = 30 * 24 * time.Hour
+	}
+	if o.Now == nil {
+		o.Now = time.Now
 	}
 	if o.Log == nil {
 		o.Log = zap.NewNop()

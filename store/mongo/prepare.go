@@ -15,14 +15,14 @@ import (
 )
 
 type collections struct {
-	message, lane, subscription, published, session, cursor, retained, node, meta *mongo.Collection
+	message, lane, subscription, published, session, cursor, group, retained, node, meta *mongo.Collection
 }
 
 func (s *Store) collections() collections {
 	n, c := s.o.Collections, s.db.Collection
 	return collections{
 		message: c(n.Message), lane: c(n.Lane), subscription: c(n.Subscription), published: c(n.PublishedMessage),
-		session: c(n.Session), cursor: c(n.Cursor), retained: c(n.Retained), node: c(n.Node), meta: c(n.Meta),
+		session: c(n.Session), cursor: c(n.Cursor), group: c(n.Group), retained: c(n.Retained), node: c(n.Node), meta: c(n.Meta),
 	}
 }
 
@@ -38,12 +38,21 @@ const (
 // prepare makes collections, indexes, validator and TTLs, in place where they
 // differ, and sees to the format. All of it can be done by several nodes at once.
 func (s *Store) prepare(ctx context.Context) error {
-	known, err := s.formatVersion(ctx)
+	doc, err := s.readFormat(ctx)
 	if err != nil {
 		return err
 	}
+	known := doc.Version
 	if known > format {
 		return fmt.Errorf("mongo: database %s was written by a newer program: it has format %d, this one knows %d: %w", s.o.Database, known, format, store.ErrFormat)
+	}
+	if err := doc.Lost.refuse(s); err != nil {
+		return err
+	}
+	if known > 0 {
+		if err := s.expectLog(ctx); err != nil {
+			return err
+		}
 	}
 	if err := s.prepareMessage(ctx); err != nil {
 		return err
@@ -57,20 +66,6 @@ func (s *Store) prepare(ctx context.Context) error {
 		return s.firstStart(ctx)
 	}
 	return nil
-}
-
-func (s *Store) formatVersion(ctx context.Context) (int, error) {
-	var doc struct {
-		Version int `bson:"version"`
-	}
-	err := s.c.meta.FindOne(ctx, bson.D{{Key: "_id", Value: "format"}}).Decode(&doc)
-	if errors.Is(err, mongo.ErrNoDocuments) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("mongo: read of the format: %w", err)
-	}
-	return doc.Version, nil
 }
 
 // sizeSlack is what a message document may take beside its payload.
@@ -108,7 +103,7 @@ func (s *Store) validator() bson.D {
 
 func (s *Store) prepareMessage(ctx context.Context) error {
 	n := s.o.Collections
-	for _, name := range []string{n.Message, n.Lane, n.Subscription, n.PublishedMessage, n.Session, n.Cursor, n.Retained, n.Node, n.Meta} {
+	for _, name := range []string{n.Message, n.Lane, n.Subscription, n.PublishedMessage, n.Session, n.Cursor, n.Group, n.Retained, n.Node, n.Meta} {
 		var err error
 		if name == n.Message {
 			err = s.db.CreateCollection(ctx, name, options.CreateCollection().SetValidator(s.validator()))
@@ -159,9 +154,11 @@ func (s *Store) indexes() []index {
 		{coll: s.c.message, name: "ttl", keys: asc("created"), partial: exists("lane"), ttl: s.o.RetainMessages},
 		{coll: s.c.subscription, name: "clientId_topic", keys: asc("clientId", "topic"), unique: true},
 		{coll: s.c.subscription, name: "topic", keys: asc("topic")},
+		{coll: s.c.subscription, name: "group", keys: asc("group"), partial: exists("group")},
 		{coll: s.c.published, name: "clientId_sid_seq", keys: asc("clientId", "sid", "seq"), unique: true, partial: exists("sid")},
 		{coll: s.c.published, name: "messageId_clientId", keys: asc("messageId", "clientId")},
 		{coll: s.c.published, name: "group_messageId", keys: asc("group", "messageId"), unique: true, partial: exists("group")},
+		{coll: s.c.published, name: "group_lane_n", keys: asc("group", "lane", "n"), partial: exists("group")},
 		{coll: s.c.published, name: "ttl", keys: asc("created"), ttl: s.o.RetainRecords},
 		{coll: s.c.retained, name: "ttl", keys: asc("cleared"), ttl: 24 * time.Hour},
 		{coll: s.c.node, name: "ttl", keys: asc("finished"), ttl: 24 * time.Hour},

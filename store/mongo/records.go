@@ -21,6 +21,9 @@ type recordLane struct {
 	s    *Store
 	poke chan struct{}
 	gone chan struct{}
+	// holes are the numbers of records that were refused and may have to be filled.
+	// For the lane's goroutine.
+	holes map[schema.Owner][]uint64
 
 	mu      sync.Mutex
 	queue   []*recordCall
@@ -35,7 +38,7 @@ type recordCall struct {
 }
 
 func newRecordLane(s *Store) *recordLane {
-	return &recordLane{s: s, poke: make(chan struct{}, 1), gone: make(chan struct{})}
+	return &recordLane{s: s, poke: make(chan struct{}, 1), gone: make(chan struct{}), holes: map[schema.Owner][]uint64{}}
 }
 
 // Record stores a batch, see store.Deliveries.
@@ -170,6 +173,10 @@ func (r *recordLane) end() {
 	r.queue = nil
 }
 
+// claimRest is the pause before a claim is looked at that met another, which may not
+// be committed yet.
+const claimRest = time.Millisecond
+
 // recordItem is one record of a batch.
 type recordItem struct {
 	*schema.Delivery
@@ -185,11 +192,23 @@ func (r *recordLane) store(sess *mongo.Session, calls []*recordCall) {
 				c.errs[i] = store.ErrSessionLost
 				continue
 			}
-			items = append(items, recordItem{d, &c.errs[i]})
+			items = append(r.fill(items, d.Owner, d.Seq), recordItem{d, &c.errs[i]})
 		}
 	}
 	pause := retryRest
 	for len(items) > 0 && r.s.life.Err() == nil {
+		var err error
+		if items, err = r.judgeClaims(sess, items); err != nil {
+			r.s.log.Warn("claims of a group's messages", zap.Int("records", len(items)), zap.Error(err))
+			if rest(r.s.life, pause) != nil {
+				break
+			}
+			pause = backoff(pause)
+			continue
+		}
+		if len(items) == 0 {
+			break
+		}
 		v := judge(r.insert(sess, items), len(items))
 		items = items[v.stored:]
 		if v.refused {
@@ -205,6 +224,9 @@ func (r *recordLane) store(sess *mongo.Session, calls []*recordCall) {
 			r.s.log.Warn("records in doubt", zap.Int("records", len(items)), zap.Error(v.err), zap.NamedError("look", err))
 		}
 		if len(left) == len(items) {
+			if items[0].Group != "" && mongo.IsDuplicateKeyError(v.err) {
+				pause = claimRest
+			}
 			if rest(r.s.life, pause) != nil {
 				break
 			}

@@ -108,7 +108,7 @@ func (s *Store) putRetained(ctx context.Context, msgs []*schema.Message) error {
 				TS: bson.Timestamp{T: uint32(m.TS >> 32), I: uint32(m.TS)}, Lane: int64(m.Mark.Lane), N: int64(m.Mark.N),
 			}
 			if len(m.Payload) == 0 {
-				now := time.Now()
+				now := s.Now()
 				d.Cleared = &now
 			}
 			models[i] = mongo.NewUpdateOneModel().SetUpsert(true).SetFilter(fields("_id", m.Topic)).SetUpdate(mongo.Pipeline{

@@ -21,9 +21,18 @@ type sessionDoc struct {
 	Connected    time.Time      `bson:"connected"`
 	Disconnected *time.Time     `bson:"disconnected,omitempty"`
 	Wills        []willDoc      `bson:"wills"`
+	// Opened: the last claim has come to its end. Only where it had others to wait
+	// for, see underWay.
+	Opened bool `bson:"opened,omitempty"`
 	// Wake is when the keeper has to look at the session: a will is due, or its
 	// time is over. Only without a connection.
 	Wake *time.Time `bson:"wake,omitempty"`
+}
+
+// underWay tells whether the last claim, by a client, has not come to its end. One
+// that found nobody to wait for is quick, and does not tell.
+func (d *sessionDoc) underWay() bool {
+	return d.Owner != nil && d.Epoch > d.Released && len(d.Past) > 0 && !d.Opened && d.Disconnected == nil
 }
 
 func (d *sessionDoc) owns() schema.Owner {
@@ -125,6 +134,10 @@ type placeDoc struct {
 	// subscription it had read: what has an older one landed late, and does not
 	// count.
 	Marked int64 `bson:"marked,omitempty"`
+	// Shared: the session is, or was, a member of a group.
+	Shared bool `bson:"shared,omitempty"`
+	// Leaving is what is on its way from the flight back to its groups.
+	Leaving []leavingDoc `bson:"leaving,omitempty"`
 }
 
 type flightDoc struct {
@@ -136,6 +149,7 @@ type flightDoc struct {
 	QoS       int32          `bson:"qos"`
 	State     bool           `bson:"state,omitempty"`
 	Retained  *bson.ObjectID `bson:"retained,omitempty"`
+	Group     string         `bson:"group,omitempty"`
 	Created   time.Time      `bson:"created"`
 }
 
@@ -147,14 +161,15 @@ type inboundDoc struct {
 func newFlightDoc(f schema.Flight) flightDoc {
 	return flightDoc{
 		MessageID: bson.ObjectID(f.MessageID), Lane: int64(f.Mark.Lane), N: int64(f.Mark.N), Seq: int64(f.Seq),
-		PacketID: int32(f.PacketID), QoS: int32(f.QoS), State: f.Received, Retained: optional(f.Retained), Created: f.Created,
+		PacketID: int32(f.PacketID), QoS: int32(f.QoS), State: f.Received, Retained: optional(f.Retained), Group: f.Group, Created: f.Created,
 	}
 }
 
 func (d *flightDoc) flight() schema.Flight {
 	return schema.Flight{
 		Seq: uint64(d.Seq), MessageID: schema.ID(d.MessageID), Mark: schema.Mark{Lane: schema.Lane(d.Lane), N: uint64(d.N)},
-		PacketID: uint16(d.PacketID), QoS: uint8(d.QoS), Received: d.State, Retained: required(d.Retained), Created: d.Created.UTC(),
+		PacketID: uint16(d.PacketID), QoS: uint8(d.QoS), Received: d.State, Retained: required(d.Retained),
+		Group: d.Group, Created: d.Created.UTC(),
 	}
 }
 
@@ -203,6 +218,9 @@ type subscriptionDoc struct {
 	Since      cursorDoc  `bson:"since"`
 	Before     *beforeDoc `bson:"before,omitempty"`
 	Run        *runDoc    `bson:"run,omitempty"`
+	// Group is the whole filter of a shared subscription: it makes its session a
+	// member. Missing where the subscription is not shared.
+	Group string `bson:"group,omitempty"`
 }
 
 type beforeDoc struct {
@@ -221,6 +239,9 @@ func newSubscriptionDoc(s *schema.Subscription, o schema.Owner) subscriptionDoc 
 		ID: bson.ObjectID(s.ID), Topic: s.Filter, ClientID: o.ClientID, Wildcard: schema.Wildcard(s.Filter), QoS: int32(s.QoS),
 		Created: s.Created, SID: int64(o.SID), Epoch: int64(o.Epoch), NoLocal: s.NoLocal, Published: s.RetainAsPublished,
 		Handling: int32(s.RetainHandling), Identifier: int64(s.Identifier), Since: newCursorDoc(s.Since),
+	}
+	if isShared(s.Filter) {
+		d.Group = s.Filter
 	}
 	if b := s.Before; b != nil {
 		d.Before = &beforeDoc{QoS: int32(b.QoS), UpTo: newCursorDoc(b.UpTo)}
@@ -247,7 +268,9 @@ func (d *subscriptionDoc) subscription() schema.Subscription {
 }
 
 // recordDoc is a document of `publishedMessage`. A fence has neither message nor
-// packet id.
+// packet id, nor has one that fills a hole (recordLane.fill). With Group it is a
+// claim. One that was handed back has `left` in its place, and lies at or below the
+// seq of its session's cursor: it is never read again.
 type recordDoc struct {
 	ID        bson.ObjectID  `bson:"_id"`
 	ClientID  string         `bson:"clientId"`
@@ -264,6 +287,7 @@ type recordDoc struct {
 	N        int64          `bson:"n,omitempty"`
 	Epoch    int64          `bson:"epoch"`
 	Retained *bson.ObjectID `bson:"retained,omitempty"`
+	Group    string         `bson:"group,omitempty"`
 	Dropped  bool           `bson:"dropped,omitempty"`
 	State    bool           `bson:"state,omitempty"`
 }
@@ -273,7 +297,7 @@ func newRecordDoc(d *schema.Delivery) recordDoc {
 		ID: bson.ObjectID(d.ID), ClientID: d.ClientID, Topic: d.Topic, MessageID: optional(d.MessageID), Host: d.Host,
 		Created: d.Created, SID: int64(d.SID), Seq: int64(d.Seq), PacketID: int32(d.PacketID), QoS: int32(d.QoS),
 		Lane: int64(d.Mark.Lane), N: int64(d.Mark.N), Epoch: int64(d.Epoch), Retained: optional(d.Retained),
-		Dropped: d.Dropped, State: d.Received,
+		Group: d.Group, Dropped: d.Dropped, State: d.Received,
 	}
 }
 
@@ -282,6 +306,6 @@ func (d *recordDoc) delivery() schema.Delivery {
 		ID: schema.ID(d.ID), Owner: schema.Owner{ClientID: d.ClientID, SID: uint64(d.SID), Epoch: uint64(d.Epoch)},
 		Seq: uint64(d.Seq), Topic: d.Topic, MessageID: required(d.MessageID),
 		Mark: schema.Mark{Lane: schema.Lane(d.Lane), N: uint64(d.N)}, PacketID: uint16(d.PacketID), QoS: uint8(d.QoS),
-		Retained: required(d.Retained), Dropped: d.Dropped, Received: d.State, Host: d.Host, Created: d.Created.UTC(),
+		Retained: required(d.Retained), Group: d.Group, Dropped: d.Dropped, Received: d.State, Host: d.Host, Created: d.Created.UTC(),
 	}
 }

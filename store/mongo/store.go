@@ -43,6 +43,7 @@ type Store struct {
 	die    context.CancelFunc
 	work   sync.WaitGroup // of everything that Run started
 
+	clock  serverClock
 	self   self
 	fresh  fresher
 	lanes  laneBook
@@ -50,8 +51,9 @@ type Store struct {
 	passed passed
 	topics topicBook
 	latest passed // of this node's heartbeats
-	// progress is the tail's.
+	// progress is the tail's; tailing counts those that are open.
 	progress progress
+	tailing  atomic.Int32
 	owned    ownedBook
 	writers  []*laneWriter
 	session  []*sessionWriter
@@ -60,6 +62,7 @@ type Store struct {
 	watch    watchers
 	keeper   keeper
 	adopter  *adopter
+	sweeper  sweeper
 }
 
 // sessionWriters and recordLanes are how many there are of each.
@@ -81,6 +84,7 @@ func New(o Options) (*Store, error) {
 	s.life, s.die = context.WithCancel(context.Background())
 	s.fresh.s, s.stops.s, s.keeper.s = s, s, s
 	s.adopter = newAdopter(s)
+	s.sweeper = sweeper{s: s, upTo: map[schema.Owner]uint64{}}
 	s.lanes.init()
 	s.owned.init()
 	s.self.init()
@@ -178,10 +182,14 @@ func (s *Store) begin(ctx context.Context) error {
 		s.work.Go(r.run)
 	}
 	s.work.Go(s.control)
+	s.work.Go(s.stand)
 	s.work.Go(s.keeper.lease)
 	s.work.Go(s.keeper.run)
 	s.work.Go(s.adopter.run)
-	if s.o.Metrics != nil {
+	if s.o.SweepRecords {
+		s.work.Go(s.sweeper.run)
+	}
+	if s.o.Metrics != nil && !s.o.noGauge {
 		s.work.Go(s.gauge)
 	}
 	close(s.serving)
@@ -285,7 +293,8 @@ func (s *Store) failed(ctx context.Context, op string, err error) error {
 	return fmt.Errorf("mongo: %s: %w", op, err)
 }
 
-// Ready tells whether appends are taken.
+// Ready tells whether appends are taken and what is in the log reaches this node, and whether this machine's clock is off
+// by more than Options.ClockBound.
 func (s *Store) Ready(ctx context.Context) error {
 	select {
 	case <-s.serving:
@@ -298,12 +307,15 @@ func (s *Store) Ready(ctx context.Context) error {
 	if since := s.self.silent(); since > s.o.Lease {
 		return fmt.Errorf("mongo: no write was acknowledged by a majority for %v", since.Round(time.Second))
 	}
+	if late := s.behind(); late > s.o.Lease {
+		return fmt.Errorf("mongo: what is in the log has not reached this node for %v: neither its change stream nor the lanes can be read, or it does not keep up", late.Round(time.Second))
+	}
 	for _, w := range s.writers {
 		if err := w.stuck(); err != nil {
 			return err
 		}
 	}
-	return nil
+	return s.wrongClock()
 }
 
 // kill ends the store as a SIGKILL would: nothing is finished. For tests.

@@ -29,7 +29,6 @@ func contract(t *testing.T, members int, tune func(*Options)) {
 			Clock:      func(d time.Duration) { r.o.clock.ahead.Add(int64(d)) },
 			Trim:       func(upTo schema.Cursor) { r.trim(upTo) },
 			MaxPayload: r.o.MaxPayload,
-			NoGroups:   true,
 			Patience:   time.Minute,
 		}
 	})

@@ -56,9 +56,12 @@ func (v *verifier) differs(format string, args ...any) {
 }
 
 func (v *verifier) format(ctx context.Context) error {
-	n, err := v.s.formatVersion(ctx)
-	if err == nil && n != format {
-		v.differs("%s: format is %d, want %d", v.s.o.Collections.Meta, n, format)
+	doc, err := v.s.readFormat(ctx)
+	if err == nil && doc.Version != format {
+		v.differs("%s: format is %d, want %d", v.s.o.Collections.Meta, doc.Version, format)
+	}
+	if l := doc.Lost; l != nil {
+		v.differs("%s: the log was lost: %s, as node %s found on %s", v.s.o.Collections.Meta, l.Why, l.Node, l.At.UTC().Format(time.RFC3339))
 	}
 	return err
 }
@@ -171,6 +174,7 @@ func subscriptionFields() []field {
 		{"created", true, []bson.Type{bson.TypeDateTime}},
 		{"sid", false, []bson.Type{bson.TypeInt64}},
 		{"epoch", false, []bson.Type{bson.TypeInt64}},
+		{"group", false, []bson.Type{bson.TypeString}},
 	}
 }
 
@@ -182,6 +186,8 @@ func recordFields() []field {
 		{"messageId", false, []bson.Type{bson.TypeObjectID}},
 		{"host", true, []bson.Type{bson.TypeString}},
 		{"created", true, []bson.Type{bson.TypeDateTime}},
+		{"group", false, []bson.Type{bson.TypeString}},
+		{"left", false, []bson.Type{bson.TypeString}},
 	}
 }
 

@@ -40,6 +40,9 @@ func (s *Store) Write(ctx context.Context, writes []store.Write) []error {
 			continue
 		}
 		err := j.wait()
+		if save, ok := writes[i].(store.SaveCursor); ok && err == nil && s.o.SweepRecords {
+			s.sweeper.note(save)
+		}
 		if _, ok := writes[i].(store.Release); ok && (err == nil || errors.Is(err, store.ErrSessionLost)) {
 			o := store.OwnerOf(writes[i])
 			s.owned.drop(o.ClientID, o.Epoch+1) // afterwards the Owner no longer counts
@@ -131,8 +134,8 @@ func (s *Store) placeWrites(ctx context.Context, jobs []*job, errs []error) erro
 
 // own fails with ErrSessionLost if o is not the present owner. It is a write that
 // changes nothing: it waits for the majority, so no deposed primary answers.
-func (s *Store) own(ctx context.Context, o schema.Owner) error {
-	res, err := s.c.cursor.UpdateOne(ctx, guard(o), bson.D{{Key: "$set", Value: fields("epoch", int64(o.Epoch))}})
+func (s *Store) own(ctx context.Context, o schema.Owner, also ...bson.E) error {
+	res, err := s.c.cursor.UpdateOne(ctx, guard(o), bson.D{{Key: "$set", Value: append(fields("epoch", int64(o.Epoch)), also...)}})
 	if err != nil {
 		return err
 	}
@@ -150,8 +153,21 @@ func (s *Store) putSubscriptions(ctx context.Context, w store.PutSubscriptions) 
 	if len(w.Subscriptions) == 0 {
 		return nil
 	}
-	if err := s.own(ctx, w.Owner); err != nil {
+	joins, err := s.joining(ctx, &w)
+	if err != nil {
 		return err
+	}
+	var also []bson.E
+	if len(joins) > 0 {
+		also = append(also, bson.E{Key: "shared", Value: true}) // before it is one
+	}
+	if err := s.own(ctx, w.Owner, also...); err != nil {
+		return err
+	}
+	for _, sub := range joins {
+		if err := s.joinGroup(ctx, sub.Filter, newCursorDoc(sub.Since)); err != nil {
+			return err
+		}
 	}
 	mine := fields("$lte", int64(w.Epoch))
 	// Kind by kind: in a mixed batch each change of the kind is a command of its own.
@@ -165,12 +181,15 @@ func (s *Store) putSubscriptions(ctx context.Context, w store.PutSubscriptions) 
 			SetFilter(fields("clientId", d.ClientID, "topic", d.Topic, "sid", d.SID, "epoch", mine)).
 			SetUpdate(subscriptionUpdate(&d)))
 	}
-	_, err := s.c.subscription.BulkWrite(ctx, gone)
+	_, err = s.c.subscription.BulkWrite(ctx, gone)
 	if err == nil {
 		_, err = s.c.subscription.BulkWrite(ctx, models)
 	}
 	if mongo.IsDuplicateKeyError(err) && !hasWriteConcernError(err) {
 		return store.ErrSessionLost
+	}
+	for i := 0; err == nil && i < len(joins); i++ {
+		err = s.sealGroup(ctx, joins[i].Filter, newCursorDoc(joins[i].Since))
 	}
 	return err
 }
@@ -192,6 +211,7 @@ func subscriptionUpdate(d *subscriptionDoc) bson.D {
 	opt("subscriptionId", d.Identifier, d.Identifier != 0)
 	opt("before", d.Before, d.Before != nil)
 	opt("run", d.Run, d.Run != nil)
+	opt("group", d.Group, d.Group != "")
 	u := bson.D{{Key: "$set", Value: put}, {Key: "$setOnInsert", Value: fields("_id", d.ID, "created", d.Created)}}
 	if len(gone) > 0 {
 		u = append(u, bson.E{Key: "$unset", Value: gone})
@@ -211,15 +231,24 @@ func (s *Store) deleteSubscriptions(ctx context.Context, w store.DeleteSubscript
 		models = append(models, mongo.NewDeleteOneModel().SetFilter(fields(
 			"clientId", w.ClientID, "topic", f, "sid", int64(w.SID), "epoch", fields("$lte", int64(w.Epoch)))))
 	}
-	_, err := s.c.subscription.BulkWrite(ctx, models)
-	return err
+	if _, err := s.c.subscription.BulkWrite(ctx, models); err != nil {
+		return err
+	}
+	for _, f := range w.Filters {
+		if isShared(f) {
+			if err := s.leaveGroup(ctx, f); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // release lets go of a session. It counts also after a claim has raised the
 // epoch, which waits for it; once that claim has marked the cursor, the answer is
 // that the session is lost.
 func (s *Store) release(ctx context.Context, w store.Release) error {
-	lost := s.own(ctx, w.Owner)
+	lost := s.ownToRelease(ctx, w.Owner)
 	if lost != nil && !errors.Is(lost, store.ErrSessionLost) {
 		return lost
 	}
@@ -258,6 +287,20 @@ func (s *Store) release(ctx context.Context, w store.Release) error {
 	return lost
 }
 
+// ownToRelease is own, and hands back what the session has of groups.
+func (s *Store) ownToRelease(ctx context.Context, o schema.Owner) error {
+	var d placeDoc
+	err := s.c.cursor.FindOneAndUpdate(ctx, guard(o), fields("$set", fields("epoch", int64(o.Epoch))),
+		options.FindOneAndUpdate().SetProjection(fields("shared", 1))).Decode(&d)
+	switch {
+	case errors.Is(err, mongo.ErrNoDocuments):
+		return store.ErrSessionLost
+	case err != nil || !d.Shared:
+		return err
+	}
+	return s.handBack(ctx, o)
+}
+
 // takeOutWill is one write: with the will gone and its time still in wake, the
 // session would look as if its own time were over.
 func (s *Store) takeOutWill(ctx context.Context, w store.TakeOutWill) error {
@@ -293,10 +336,11 @@ func (s *Store) sweep(ctx context.Context, clientID string, sid int64, epoch uin
 
 // sweepSubscriptions deletes what matches, each document by itself, many in one
 // command: a deletion of all that match has no transaction number, and could land
-// late on what was subscribed anew.
+// late on what was subscribed anew. Groups go with their last member.
 func (s *Store) sweepSubscriptions(ctx context.Context, filter bson.D) error {
+	groups := map[string]bool{}
 	for {
-		cur, err := s.c.subscription.Find(ctx, filter, options.Find().SetLimit(maxBatch).SetProjection(fields("_id", 1)))
+		cur, err := s.c.subscription.Find(ctx, filter, options.Find().SetLimit(maxBatch).SetProjection(fields("group", 1)))
 		if err != nil {
 			return err
 		}
@@ -304,12 +348,24 @@ func (s *Store) sweepSubscriptions(ctx context.Context, filter bson.D) error {
 		for cur.Next(ctx) {
 			one := append(bson.D{{Key: "_id", Value: cur.Current.Lookup("_id")}}, filter...)
 			models = append(models, mongo.NewDeleteOneModel().SetFilter(one))
+			if name, ok := cur.Current.Lookup("group").StringValueOK(); ok {
+				groups[name] = true
+			}
 		}
-		if err := cur.Err(); err != nil || len(models) == 0 {
+		if err := cur.Err(); err != nil {
 			return err
+		}
+		if len(models) == 0 {
+			break
 		}
 		if _, err := s.c.subscription.BulkWrite(ctx, models); err != nil {
 			return err
 		}
 	}
+	for name := range groups {
+		if err := s.leaveGroup(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
 }

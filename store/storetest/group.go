@@ -3,6 +3,7 @@ package storetest
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"slices"
 
@@ -181,7 +182,29 @@ func (s *Memory) OpenGroup(ctx context.Context, name string) (store.Group, error
 	if s.fail != nil {
 		return store.Group{}, s.fail
 	}
-	return s.m.OpenGroup(name)
+	g, err := s.m.OpenGroup(name)
+	if err == nil {
+		g.Self, g.Nodes = nodeID(s.node), s.m.groupNodes(name)
+	}
+	return g, err
+}
+
+// groupNodes gives the nodes on which members of a group are connected.
+func (m *Model) groupNodes(name string) []schema.ID {
+	var ids []schema.ID
+	for _, client := range m.clients {
+		d, sub := m.sessions[client], m.subs[client][name]
+		if sub != nil && sub.SID == d.sid && d.owner != 0 && !slices.Contains(ids, nodeID(d.owner)) {
+			ids = append(ids, nodeID(d.owner))
+		}
+	}
+	return ids
+}
+
+func nodeID(n Node) schema.ID {
+	var id schema.ID
+	binary.BigEndian.PutUint32(id[8:], uint32(n))
+	return id
 }
 
 // SaveGroup moves a group forward, see store.Groups.

@@ -30,8 +30,6 @@ type Harness struct {
 	// MaxPayload: a message whose payload is longer, in bytes, is refused with
 	// store.ErrTooLarge; 0: there is no bound worth a test.
 	MaxPayload int
-	// NoGroups: the store does not keep groups of shared subscriptions.
-	NoGroups bool
 	// Rounds multiplies the sizes of loads; 0: 1.
 	Rounds int
 	// Patience bounds each wait; 0: 30 s.
@@ -76,7 +74,6 @@ const (
 	needsClock
 	needsTrim
 	needsMaxPayload
-	needsGroups
 )
 
 // of tells what a harness lacks.
@@ -90,8 +87,6 @@ func (n needs) of(h Harness) string {
 		return "Trim"
 	case n&needsMaxPayload != 0 && h.MaxPayload == 0:
 		return "MaxPayload"
-	case n&needsGroups != 0 && h.NoGroups:
-		return "groups"
 	}
 	return ""
 }
@@ -104,7 +99,7 @@ type item struct {
 
 func checks() []item {
 	var out []item
-	for _, part := range [][]item{logChecks(), readChecks(), sessionChecks(), stateChecks(), fenceChecks(), recoverChecks(), groupChecks(), willChecks(), retainedChecks()} {
+	for _, part := range [][]item{logChecks(), readChecks(), sessionChecks(), stateChecks(), fenceChecks(), recoverChecks(), groupChecks(), willChecks(), retainedChecks(), directoryChecks()} {
 		out = append(out, part...)
 	}
 	return out
