@@ -1,13 +1,11 @@
 package bench
 
 import (
-	"bufio"
 	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -31,7 +29,7 @@ func BenchmarkIdleConnections(b *testing.B) {
 	}
 	raiseFileLimit(b)
 	for b.Loop() {
-		addr, pid := startBroker(b)
+		addr, pid := startBroker(b, "--data", filepath.Join(b.TempDir(), "data"))
 		before := rss(b, pid)
 		var open []net.Conn
 		for range churnRounds + 1 {
@@ -69,38 +67,6 @@ func raiseFileLimit(b *testing.B) {
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
 		b.Fatal(err)
 	}
-}
-
-// startBroker runs the real binary until the benchmark ends.
-func startBroker(b *testing.B) (addr string, pid int) {
-	b.Helper()
-	dir := b.TempDir()
-	bin := filepath.Join(dir, "rewindmq")
-	if out, err := exec.Command("go", "build", "-o", bin, "rewindmq/cmd/rewindmq").CombinedOutput(); err != nil {
-		b.Fatalf("build: %v\n%s", err, out)
-	}
-	cmd := exec.Command(bin, "serve", "--listen", "127.0.0.1:0", "--http", "off", "--data", filepath.Join(dir, "data"), "--node", "bench")
-	cmd.Env = append(os.Environ(), "REWINDMQ_LOG__LEVEL=error")
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	lines := bufio.NewScanner(stderr)
-	for lines.Scan() {
-		if _, url, ok := strings.Cut(lines.Text(), "tcp://"); ok {
-			go func() { _, _ = io.Copy(io.Discard, stderr) }()
-			return strings.TrimSpace(url), cmd.Process.Pid
-		}
-	}
-	b.Fatal("the broker did not tell its address")
-	return "", 0
 }
 
 // idle opens an MQTT 3.1.1 connection and says nothing more.
