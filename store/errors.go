@@ -12,6 +12,8 @@ var (
 	// group's to give: another member has it, or had it, or the group has ended.
 	// Nothing was stored, and the session goes on.
 	ErrClaimed = errors.New("store: the message is claimed by another member of the group")
+	// ErrNoSession answers for a client id that has none.
+	ErrNoSession = errors.New("store: no such session")
 	// ErrNoGroup answers for a group without a member.
 	ErrNoGroup = errors.New("store: no such group")
 	// ErrNoSpace refuses an append: the store is below its reserve. Later

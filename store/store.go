@@ -12,6 +12,7 @@ type Store interface {
 	Groups
 	Retained
 	Keeper
+	Directory
 	Life
 }
 

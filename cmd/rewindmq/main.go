@@ -87,7 +87,8 @@ func newRoot(assemble assembler) *cobra.Command {
 		SilenceUsage:  true,
 	}
 	root.AddCommand(
-		newServe(assemble), newPub(), newSub(), newBackup(), newConfig(), newSchema(), newHealthcheck(), newVersion(),
+		newServe(assemble), newPub(), newSub(), newSessions(), newRetained(), newBackup(), newConfig(), newSchema(), newHealthcheck(),
+		newVersion(),
 	)
 	return root
 }

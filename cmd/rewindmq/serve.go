@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -35,6 +36,8 @@ type broker struct {
 	ready func(ctx context.Context) error
 	// backup copies the log to a directory that does not exist. It ends when ctx ends.
 	backup func(ctx context.Context, dir string) error
+	// api is served beside /readyz; nil: none.
+	api http.Handler
 	// discard gives back what was opened, when run is never called.
 	discard func()
 }
@@ -53,6 +56,7 @@ func assemble(c *config.Config, log *zap.Logger, reg *prometheus.Registry) (*bro
 		run:       func(ctx context.Context) error { return exit.With(exit.Store, n.Run(ctx)) },
 		ready:     n.Ready,
 		backup:    n.Checkpoint,
+		api:       n.API(),
 		discard:   func() { _ = n.Close() },
 	}, nil
 }
@@ -143,7 +147,7 @@ type neighbours struct {
 func besides(work context.Context, c *config.Config, b *broker, reg *prometheus.Registry) (neighbours, error) {
 	var n neighbours
 	if c.HTTP.Addr != config.HTTPOff {
-		web, err := admin.Listen(c.HTTP.Addr, admin.Options{Registry: reg, Ready: func(ctx context.Context) error {
+		web, err := admin.Listen(c.HTTP.Addr, admin.Options{Registry: reg, API: b.api, Ready: func(ctx context.Context) error {
 			if work.Err() != nil {
 				return errors.New("the broker is stopping")
 			}
@@ -171,7 +175,7 @@ func besides(work context.Context, c *config.Config, b *broker, reg *prometheus.
 func announce(w io.Writer, c *config.Config, b *broker, n neighbours) {
 	http := "off"
 	if n.http != "" {
-		http = n.http + "  (/metrics, /livez, /readyz)"
+		http = n.http + "  (/metrics, /livez, /readyz; on this machine /api/v1)"
 	}
 	try := "rewindmq sub -t 'dev/#'  and, in another terminal,  rewindmq pub -t dev/1 -m hello"
 	for _, a := range b.addresses {

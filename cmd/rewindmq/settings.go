@@ -31,7 +31,7 @@ func (s *settings) add(cmd *cobra.Command) {
 	f.StringArrayVar(&s.set, "set", nil, "set any setting, as `key=value`; repeatable")
 	f.BoolVar(&s.dev, "dev", false, "listen on 127.0.0.1 only, for trying things out")
 	f.StringArray("listen", nil, "MQTT listener `address`, tcp://host:port or ws://host:port/path; repeatable")
-	f.String("http", "", "`address` of /metrics, /livez and /readyz, or off")
+	f.String("http", "", "`address` of /metrics, /livez, /readyz and /api, or off")
 	f.String("data", "", "`directory` of the embedded log")
 	f.String("store", "", "store `address`: embedded, or mongodb://…")
 	f.String("node", "", "`name` of this broker")

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2"
+
 	"rewindmq/schema"
 	"rewindmq/store"
 )
@@ -447,9 +449,13 @@ func (l *Log) readRecords(s *session, p *place) ([]schema.Delivery, error) {
 }
 
 func (l *Log) readSubscriptions(clientID string, id uint64) ([]schema.Subscription, error) {
+	return readSubscriptionsIn(l.db, clientID, id)
+}
+
+func readSubscriptionsIn(from pebble.Reader, clientID string, id uint64) ([]schema.Subscription, error) {
 	var subs []schema.Subscription
 	prefix := sessionKey(nil, keySubscription, id)
-	err := l.scan(prefix, nil, func(key, value []byte) error {
+	err := scanIn(from, prefix, after(prefix), -1, func(key, value []byte) error {
 		s := schema.Subscription{Filter: string(key[len(prefix):])}
 		s.ClientID = clientID
 		if err := readSubscription(&s, value); err != nil {

@@ -39,6 +39,9 @@ type broken struct {
 	retain   func(b *broken, msgs []*schema.Message, at schema.Cursor) ([]*schema.Message, schema.Cursor)
 	retained func(b *broken, msgs []*schema.Message) []*schema.Message
 	watch    func(b *broken) []store.Lost
+	list     func(after string, limit int) (string, int)
+	listed   func(list []store.SessionInfo) []store.SessionInfo
+	looked   func(i store.SessionInfo, err error) (store.SessionInfo, error)
 	reopened func(b *broken)
 	noCtx    bool // tails do not hear their ctx
 }

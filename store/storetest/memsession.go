@@ -147,9 +147,9 @@ func (s *Memory) enterWrite(ctx context.Context) error {
 	if err := s.enterWhen(ctx, func() bool { return !s.hold }); err != nil {
 		return err
 	}
-	if s.fail != nil {
+	if err := s.fail; err != nil {
 		s.mu.Unlock()
-		return s.fail
+		return err
 	}
 	return nil
 }

@@ -31,6 +31,8 @@ type Options struct {
 	// Ready answers nil when the broker can serve clients, else the reason why not. Required. It must be safe for
 	// concurrent use.
 	Ready func(context.Context) error
+	// API is served below /api/; nil: nothing is.
+	API http.Handler
 }
 
 // Server is the HTTP server.
@@ -103,6 +105,10 @@ func routes(o Options) (http.Handler, error) {
 		}
 	}
 	mux := http.NewServeMux()
+	if o.API != nil {
+		mux.Handle("/api/", promhttp.InstrumentHandlerCounter(requests.MustCurryWith(prometheus.Labels{"handler": "/api"}),
+			promhttp.InstrumentHandlerDuration(duration.MustCurryWith(prometheus.Labels{"handler": "/api"}), o.API)))
+	}
 	for path, h := range map[string]http.Handler{
 		"/metrics": promhttp.HandlerFor(o.Registry, promhttp.HandlerOpts{MaxRequestsInFlight: 8}),
 		"/livez":   http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { say(w, http.StatusOK, "ok") }),

@@ -1,0 +1,133 @@
+package api
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"rewindmq/cmd/internal/exit"
+)
+
+// callTimeout bounds one call.
+const callTimeout = 30 * time.Second
+
+// Client calls the API of the broker on this machine. Errors carry exit codes: Connect when nobody answers, Auth when
+// the broker does not serve the caller, Failed with what it said.
+type Client struct{ base string }
+
+// Dial returns a client of the broker whose configuration has this http.addr. It connects to nobody yet.
+func Dial(addr string) (*Client, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, fmt.Errorf("http.addr %s: %w", addr, err)
+	}
+	if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
+		host = "127.0.0.1" // an address to listen on is not one to call
+	}
+	return &Client{"http://" + net.JoinHostPort(host, port)}, nil
+}
+
+// EachSession calls fn for every session, in the order of the bytes of their client ids.
+func (c *Client) EachSession(ctx context.Context, fn func(Session) error) error {
+	return eachPage(ctx, c, SessionsPath, url.Values{}, func(p *sessionPage) (string, error) {
+		for _, s := range p.Sessions {
+			if err := fn(s); err != nil {
+				return "", err
+			}
+		}
+		return p.Next, nil
+	})
+}
+
+// Session returns one session.
+func (c *Client) Session(ctx context.Context, clientID string) (Session, error) {
+	var s Session
+	err := c.call(ctx, http.MethodGet, SessionPath, url.Values{"client": {clientID}}, &s)
+	return s, err
+}
+
+// EndSession ends a session.
+func (c *Client) EndSession(ctx context.Context, clientID string) error {
+	return c.call(ctx, http.MethodDelete, SessionPath, url.Values{"client": {clientID}}, nil)
+}
+
+// Payload returns the bytes of the message.
+func (m *Message) Payload() ([]byte, error) {
+	switch {
+	case m.Text != nil:
+		return []byte(*m.Text), nil
+	case m.Base64 != nil:
+		return base64.StdEncoding.DecodeString(*m.Base64)
+	}
+	return nil, errors.New("api: a message without a payload")
+}
+
+// EachRetained calls fn for every retained message whose topic matches filter, in the order of the bytes of the topics.
+func (c *Client) EachRetained(ctx context.Context, filter string, fn func(Message) error) error {
+	return eachPage(ctx, c, RetainedPath, url.Values{"filter": {filter}}, func(p *retainedPage) (string, error) {
+		for _, m := range p.Messages {
+			if err := fn(m); err != nil {
+				return "", err
+			}
+		}
+		return p.Next, nil
+	})
+}
+
+// ClearRetained removes the retained message of a topic.
+func (c *Client) ClearRetained(ctx context.Context, topic string) error {
+	return c.call(ctx, http.MethodDelete, RetainedPath, url.Values{"topic": {topic}}, nil)
+}
+
+func eachPage[P any](ctx context.Context, c *Client, path string, q url.Values, each func(*P) (next string, err error)) error {
+	for {
+		var p P
+		if err := c.call(ctx, http.MethodGet, path, q, &p); err != nil {
+			return err
+		}
+		next, err := each(&p)
+		if err != nil || next == "" {
+			return err
+		}
+		q.Set("after", next)
+	}
+}
+
+func (c *Client) call(ctx context.Context, method, path string, q url.Values, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path+"?"+q.Encode(), nil)
+	if err != nil {
+		return fmt.Errorf("call the broker: %w", err)
+	}
+	transport := &http.Transport{DisableKeepAlives: true} // no proxy: the broker is on this machine
+	resp, err := (&http.Client{Transport: transport}).Do(req)
+	if err != nil {
+		return &exit.Error{Code: exit.Connect, Err: fmt.Errorf("call the broker: %w", err), Try: "rewindmq healthcheck"}
+	}
+	defer func() { _ = resp.Body.Close() }()
+	switch resp.StatusCode {
+	case http.StatusOK:
+		if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
+			return exit.With(exit.Failed, fmt.Errorf("read the broker's answer: %w", err))
+		}
+		return nil
+	case http.StatusNoContent:
+		return nil
+	}
+	said, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+	err = errors.New(strings.TrimSpace(string(said)))
+	if resp.StatusCode == http.StatusForbidden {
+		return exit.With(exit.Auth, err)
+	}
+	return exit.With(exit.Failed, fmt.Errorf("the broker says %s: %w", strconv.Itoa(resp.StatusCode), err))
+}
