@@ -35,6 +35,9 @@ type broker struct {
 	node  string
 
 	proc *process
+
+	mu    sync.Mutex
+	links []*link // that were dialled, for stop
 }
 
 // launch are the deviations from the usual start.
@@ -240,10 +243,22 @@ func (b *broker) signal(s os.Signal) {
 	}
 }
 
-// stop asks the process to drain, and checks that it ends with 0.
+// stop asks the process to drain, and checks that it ends with 0. A broker waits for
+// a while until its clients have closed: those of the test do, a little later.
 func (b *broker) stop() {
 	b.t.Helper()
 	b.signal(syscall.SIGTERM)
+	leave := time.AfterFunc(quickly, func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		for _, l := range b.links {
+			if tcp, ok := l.conn.(*net.TCPConn); ok {
+				_ = tcp.CloseWrite()
+			}
+		}
+		b.links = nil
+	})
+	defer leave.Stop()
 	if code := b.proc.wait(b.t); code != 0 {
 		b.t.Errorf("SIGTERM: exit code %d", code)
 	}
@@ -327,6 +342,14 @@ type tailBuffer struct {
 	mu      sync.Mutex
 	buf     bytes.Buffer
 	alarmed bytes.Buffer
+	lines   int
+}
+
+// count tells how many lines were written.
+func (b *tailBuffer) count() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.lines
 }
 
 // alarm gives the first report of a race or a panic, up to 16 KiB.
@@ -340,6 +363,7 @@ func (b *tailBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.buf.Write(p)
+	b.lines += bytes.Count(p, []byte("\n"))
 	alarm := bytes.Contains(p, []byte("DATA RACE")) || bytes.HasPrefix(p, []byte("panic: ")) || bytes.HasPrefix(p, []byte("fatal error: "))
 	if (alarm || b.alarmed.Len() > 0) && b.alarmed.Len() < 16<<10 {
 		b.alarmed.Write(p)

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 )
@@ -24,6 +25,7 @@ func (f fault) String() string { return fmt.Sprintf("%s: %s: %s", f.kind, f.who,
 // checker collects what is wrong with one run.
 type checker struct {
 	l      *ledger
+	groups map[string]*group
 	faults []fault
 }
 
@@ -54,14 +56,20 @@ func report(t *testing.T, faults []fault) {
 func (l *ledger) check() []fault {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	c := &checker{l: l}
+	c := &checker{l: l, groups: l.groups()}
 	for _, id := range sortedKeys(l.pubs) {
 		for _, text := range l.pubs[id].faults {
 			c.add(faultFlow, id, "%s", text)
 		}
 	}
 	for _, id := range sortedKeys(l.subs) {
-		c.checkSubscriber(id, l.subs[id])
+		r := c.checkSubscriber(id, l.subs[id])
+		if g := c.groups[r.book.group]; g != nil {
+			g.got = append(g.got, r.got...)
+		}
+	}
+	for _, name := range sortedKeys(c.groups) {
+		c.checkGroup(c.groups[name])
 	}
 	return c.faults
 }
@@ -93,9 +101,10 @@ type receiving struct {
 	seen  map[key]int    // when it arrived first, counted in arrivals
 	order map[stream]*walk
 	n     int
+	got   []arrival // of a group's member: what came as new
 }
 
-func (c *checker) checkSubscriber(id string, book *subBook) {
+func (c *checker) checkSubscriber(id string, book *subBook) *receiving {
 	r := &receiving{
 		checker: c, id: id, book: book, held: map[uint16]hold{}, last: map[uint16]key{},
 		place: map[uint16]int{}, seen: map[key]int{}, order: map[stream]*walk{},
@@ -106,13 +115,20 @@ func (c *checker) checkSubscriber(id string, book *subBook) {
 		}
 		r.replayLink(i, link)
 	}
-	r.checkComplete()
+	if book.group == "" {
+		r.checkComplete()
+	}
+	return r
 }
 
 // replayLink judges the packets of one connection. Resends come first, each id
 // once, in their old order [MQTT-4.4.0-1]; what is new has DUP=0.
 func (r *receiving) replayLink(n int, link linkBook) {
 	first, resent, place := false, map[uint16]bool{}, -1
+	if r.book.group != "" {
+		// What a member had at QoS 1 has gone back to the group.
+		maps.DeleteFunc(r.held, func(_ uint16, h hold) bool { return h.qos == 1 })
+	}
 	for _, e := range link.events {
 		if e.kind != kindPublish {
 			r.replayAck(n, e)
@@ -171,7 +187,17 @@ func (r *receiving) replayPublish(n int, e event) {
 		r.add(faultFlow, r.id, "connection %d: %d unacknowledged, window %d", n, len(r.held), r.book.window)
 	}
 	r.checkKnown(e)
-	r.checkOrder(n, e, repeat)
+	if r.book.group == "" {
+		r.checkOrder(n, e, repeat)
+		return
+	}
+	if !r.seenKey(e.key) {
+		r.seen[e.key] = r.n
+	}
+	r.n++
+	if !repeat {
+		r.got = append(r.got, arrival{member: r.id, link: n, event: e})
+	}
 }
 
 func (r *receiving) seenKey(k key) bool { _, ok := r.seen[k]; return ok }
@@ -206,14 +232,19 @@ func (r *receiving) checkKnown(e event) {
 	}
 	asked, qos := int64(0), byte(0)
 	for _, w := range r.book.wants {
-		if matches(w.filter, e.topic) {
+		if matches(plain(w.filter), e.topic) {
 			if asked == 0 || w.asked < asked {
 				asked = w.asked
 			}
 			qos = max(qos, w.qos)
 		}
 	}
+	if r.book.group != "" && asked > 0 { // its first member began it
+		asked = r.groups[r.book.group].asked
+	}
 	switch at, acked := pub.acked[e.key]; {
+	case pub.never[e.key]:
+		r.add(faultPhantom, r.id, "%v is a will that was cancelled", e.key)
 	case asked == 0 || asked > e.at:
 		r.add(faultPhantom, r.id, "%v was not asked for", e.key)
 	case acked && at < asked:
@@ -310,6 +341,7 @@ func newWalk(pub *pubBook, s stream) *walk {
 	if pub == nil {
 		return w
 	}
+	w.once = w.once && !pub.mortal
 	for _, run := range pub.runs {
 		var seqs []int
 		for _, m := range run {
@@ -408,6 +440,9 @@ func (l *ledger) checkAudit(a audit) []fault {
 		if pub.sends[k] == 0 {
 			c.add(faultLog, k.pub, "%v was never sent", k)
 		}
+		if pub.never[k] {
+			c.add(faultLog, k.pub, "%v is a will that was cancelled", k)
+		}
 		if m.clientID != k.pub || m.topic != k.topic || m.qos != k.qos {
 			c.add(faultLog, k.pub, "%v is stored as %s %s QoS %d", k, m.clientID, m.topic, m.qos)
 		}
@@ -450,7 +485,8 @@ func (c *checker) checkRecords(a audit, byID map[string]key, place map[string]in
 		if book == nil {
 			continue
 		}
-		if rec.seq != seqs[rec.clientID]+1 {
+		// A member's claim that another was given leaves a hole.
+		if rec.seq != seqs[rec.clientID]+1 && book.group == "" {
 			c.add(faultRecord, rec.clientID, "seq %d after %d", rec.seq, seqs[rec.clientID])
 		}
 		seqs[rec.clientID] = rec.seq
@@ -469,7 +505,7 @@ func (c *checker) checkRecords(a audit, byID map[string]key, place map[string]in
 		if reached[rec.clientID] == nil {
 			reached[rec.clientID] = map[stream]int{}
 		}
-		if last, ok := reached[rec.clientID][k.stream]; ok && place[rec.messageID] <= last {
+		if last, ok := reached[rec.clientID][k.stream]; ok && place[rec.messageID] <= last && book.group == "" {
 			c.add(faultRecord, rec.clientID, "%v is recorded against the order of the log", k)
 		}
 		reached[rec.clientID][k.stream] = place[rec.messageID]
@@ -478,8 +514,12 @@ func (c *checker) checkRecords(a audit, byID map[string]key, place map[string]in
 	for id, pub := range c.l.pubs {
 		firstSent[id] = pub.firstSent()
 	}
+	c.checkGroupRecords(a, byID, func(member, message string) int { return count[delivery{member, message}] })
 	for _, id := range sortedKeys(c.l.subs) {
 		book := c.l.subs[id]
+		if book.group != "" {
+			continue
+		}
 		arrived := map[key]bool{}
 		for _, link := range book.links {
 			for _, e := range link.events {

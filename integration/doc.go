@@ -17,5 +17,12 @@
 // REWINDMQ_TEST_SCALE sets rounds and sizes: "ci" (default; a fifth of the
 // rounds, a tenth of the sizes) or "soak" (all of it). REWINDMQ_TEST_BINARY
 // names a broker binary to test in place of the one that is built.
-// REWINDMQ_TEST_SEED repeats a run's random choices.
+// REWINDMQ_TEST_SEED repeats a run's random choices. REWINDMQ_TEST_STORES names
+// the backends to test, comma separated: embedded, mongodb (default: all).
+//
+// The mongodb backend needs a mongod (see package integration/mongod): without one
+// its tests are skipped, and with REWINDMQ_TEST_REQUIRE_MONGO=1 they fail.
+// REWINDMQ_TEST_NO_STREAMS=1 switches the change streams of its brokers off: they
+// tail by reading the lanes alone, and everything has to pass all the same.
+// REWINDMQ_MQTT_SEQUENCES names a folder of raw packet cases.
 package integration

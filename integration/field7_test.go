@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -390,11 +391,19 @@ func TestF18_Topics(t *testing.T) {
 		fresh = b.open(transient(v311, "fresh"))
 		fresh.subscribe(want{"f18/+", 1})
 		check(fresh, true, single...)
-		// A retained message under any topic can be removed.
-		pub = b.open(transient(v311, "pub"))
+		// A retained message under any topic can be removed: by the operator, and by a
+		// client.
+		kept := map[string]string{}
 		for _, topic := range topics {
+			if len(topic) < 1000 && strings.Count(topic, "/") < 100 {
+				kept[topic] = "v"
+			}
+		}
+		pub = b.open(transient(v311, "pub"))
+		for _, topic := range []string{long, deep} {
 			pub.publish(message{topic: topic, qos: 1, retain: true})
 		}
+		expectRetained(t, b, "#", kept)
 		fresh = b.open(transient(v311, "fresh"))
 		fresh.subscribe(want{"#", 1})
 		fresh.ping()
@@ -471,8 +480,13 @@ func TestF19_ClientIDs(t *testing.T) {
 				t.Errorf("%q is in the metrics", id)
 			}
 		}
+		endSessions(t, b, ids)
+		for _, id := range ids {
+			b.open(persistent(v311, id)).expectPresent(false).disconnect()
+		}
 		for line := range strings.Lines(b.proc.output()) {
-			if strings.HasPrefix(line, "line2") {
+			// A line of the log is one JSON object, whatever the client id.
+			if strings.HasPrefix(line, "line2") || strings.HasPrefix(line, "{") && !json.Valid([]byte(line)) {
 				t.Errorf("a client id broke a line of the log: %q", line)
 			}
 		}
@@ -531,6 +545,14 @@ func TestF20_PayloadBytes(t *testing.T) {
 				t.Errorf("got %v", p)
 			}
 		}
+		kept := map[string]string{}
+		for i, payload := range payloads {
+			if payload != "" {
+				kept[fmt.Sprintf("f20/r/%d", i)] = payload
+				all = append(all, "") // what removes it
+			}
+		}
+		expectRetained(t, b, "f20/r/+", kept)
 		b.stop()
 		var stored []string
 		for _, m := range b.place.audit(t).messages {

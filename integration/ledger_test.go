@@ -45,6 +45,7 @@ type ledger struct {
 	acks  int // publishes acknowledged so far
 	pubs  map[string]*pubBook
 	subs  map[string]*subBook
+	kills []int64 // when a broker was about to be killed
 }
 
 // pubBook is one publisher's part.
@@ -56,6 +57,11 @@ type pubBook struct {
 	acked  map[key]int64 // when PUBACK or PUBREC was read
 	faults []string      // what the publisher itself found wrong
 	last   map[stream]int
+	// mortal: a device that dies again and again (mortal_test.go). What it sends, its
+	// births and wills, is one message to a run: each comes once or not at all, in order.
+	mortal bool
+	// never are wills that must not come.
+	never map[key]bool
 }
 
 type sending struct {
@@ -70,6 +76,7 @@ type subBook struct {
 	links  []linkBook
 	// newest is the highest seq seen, for those who wait for the end.
 	newest map[stream]int
+	group  string // the shared filter that makes it a member; empty: of none
 }
 
 // subscribed is one filter: when SUBSCRIBE was sent and when SUBACK was read (0:
@@ -84,6 +91,9 @@ type subscribed struct {
 type linkBook struct {
 	present bool
 	events  []event
+	began   int64
+	// The broker has lost the link at some time from ended to gone. 0: not yet.
+	ended, gone int64
 }
 
 // event is one packet of a delivery. out: sent by the subscriber.
@@ -109,7 +119,7 @@ func (l *ledger) tick() int64 { l.clock++; return l.clock }
 func (l *ledger) pub(id string) *pubBook {
 	b := l.pubs[id]
 	if b == nil {
-		b = &pubBook{sends: map[key]int{}, acked: map[key]int64{}, last: map[stream]int{}}
+		b = &pubBook{sends: map[key]int{}, acked: map[key]int64{}, last: map[stream]int{}, never: map[key]bool{}}
 		l.pubs[id] = b
 	}
 	return b
@@ -148,7 +158,49 @@ func (l *ledger) acknowledged(k key) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.acks++
-	l.pub(k.pub).acked[k] = l.tick()
+	b := l.pub(k.pub)
+	b.acked[k] = l.tick()
+	if b.mortal {
+		b.last[k.stream] = max(b.last[k.stream], k.seq)
+	}
+}
+
+// sentAlone notes what a device may send: each message is a run of its own.
+func (l *ledger) sentAlone(keys ...key) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, k := range keys {
+		b := l.pub(k.pub)
+		b.mortal = true
+		b.sends[k]++
+		b.runs = append(b.runs, []sending{{k, l.tick()}})
+	}
+}
+
+// mustNotCome notes a will that was cancelled.
+func (l *ledger) mustNotCome(k key) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.pub(k.pub).never[k] = true
+}
+
+// seen tells whether some subscriber has got that far in a stream.
+func (l *ledger) seen(k key) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, b := range l.subs {
+		if b.newest[k.stream] >= k.seq {
+			return true
+		}
+	}
+	return false
+}
+
+// killing is called before a broker is killed.
+func (l *ledger) killing() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.kills = append(l.kills, l.tick())
 }
 
 func (l *ledger) clientFault(id, text string) {
@@ -170,8 +222,45 @@ func (l *ledger) subscriberConnected(id string, window int, present bool) {
 	defer l.mu.Unlock()
 	b := l.sub(id)
 	b.window = window
-	b.links = append(b.links, linkBook{present: present})
+	now := l.tick()
+	if n := len(b.links); n > 0 && b.links[n-1].gone == 0 {
+		b.links[n-1].gone = now // it was taken over at the latest
+	}
+	b.links = append(b.links, linkBook{present: present, began: now})
 }
+
+// leaving is called before a subscriber ends its link.
+func (l *ledger) leaving(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sub(id).link().ended = l.tick()
+}
+
+// left is called when the link has ended: the broker has closed it.
+func (l *ledger) left(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	link := l.sub(id).link()
+	link.gone = l.tick()
+	if link.ended != 0 {
+		return
+	}
+	link.ended = link.began // the broker ended it, some time after the last packet
+	for _, e := range link.events {
+		if !e.out {
+			link.ended = e.at
+		}
+	}
+}
+
+// stands tells that a subscriber has not ended its link by itself.
+func (l *ledger) stands(id string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.sub(id).link().ended == 0
+}
+
+func (b *subBook) link() *linkBook { return &b.links[len(b.links)-1] }
 
 func (l *ledger) asked(id string, wants []want) {
 	l.mu.Lock()
@@ -185,6 +274,9 @@ next:
 			}
 		}
 		b.wants = append(b.wants, subscribed{filter: w.filter, qos: w.options & 3, asked: l.tick()})
+		if plain(w.filter) != w.filter {
+			b.group = w.filter
+		}
 	}
 }
 
@@ -226,12 +318,13 @@ func (l *ledger) note(id string, e event) {
 	if e.kind == kindPublish {
 		b.newest[e.key.stream] = max(b.newest[e.key.stream], e.key.seq)
 	}
-	link := &b.links[len(b.links)-1]
+	link := b.link()
 	link.events = append(link.events, e)
 }
 
 // caughtUp tells whether every subscriber has seen the last message of every
-// stream that it wants; behind names one that has not.
+// stream that it wants, and every group all that it must; behind names one that has
+// not.
 func (l *ledger) caughtUp() (behind string, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -244,7 +337,31 @@ func (l *ledger) caughtUp() (behind string, ok bool) {
 			}
 		}
 	}
+	for name, g := range l.groups() {
+		if missing := g.missing(); len(missing) > 0 {
+			return fmt.Sprintf("group %s has not got %v", name, missing[0]), false
+		}
+	}
 	return "", true
+}
+
+// wantedTopics are the topics of publishers that somebody subscribes to.
+func (l *ledger) wantedTopics() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	topics := map[string]bool{}
+	for _, pub := range l.pubs {
+		for s := range pub.last {
+			for _, sub := range l.subs {
+				for _, w := range sub.wants {
+					if !pub.mortal && matches(plain(w.filter), s.topic) {
+						topics[s.topic] = true
+					}
+				}
+			}
+		}
+	}
+	return sortedKeys(topics)
 }
 
 // granted gives the highest QoS that the subscriber may get s with, by filters
@@ -256,6 +373,14 @@ func (b *subBook) granted(s stream) (qos byte, ok bool) {
 		}
 	}
 	return min(qos, s.qos), ok
+}
+
+// plain gives the topic filter of a shared subscription, and others unchanged.
+func plain(filter string) string {
+	if rest, ok := strings.CutPrefix(filter, "$share/"); ok {
+		_, filter, _ = strings.Cut(rest, "/")
+	}
+	return filter
 }
 
 // matches is the topic matching of section 4.7, written for the reader.

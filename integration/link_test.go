@@ -94,6 +94,9 @@ func (b *broker) dial(version byte, name string) *client {
 		b.t.Fatalf("%s: dial: %v", name, err)
 	}
 	b.t.Cleanup(l.cut)
+	b.mu.Lock()
+	b.links = append(b.links, l)
+	b.mu.Unlock()
 	return &client{link: l, t: b.t, name: name}
 }
 

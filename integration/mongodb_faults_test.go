@@ -16,17 +16,11 @@ import (
 	"rewindmq/integration/mongod"
 )
 
-// streamings are the two ways in which a broker may tail.
-var streamings = map[string]launch{
-	"streams": {},
-	"lanes":   {args: []string{"--set", "store.mongo.streams=false"}},
-}
-
 // Item 4: step-down, primary killed, all members killed and started again, under
 // load; after each: complete, once, in order.
 func TestFaultsOfThreeMembers(t *testing.T) {
 	t.Parallel()
-	for name, with := range streamings {
+	for name, with := range streamings() {
 		t.Run(name, func(t *testing.T) {
 			set := ownSet(t, 3)
 			b := startOn(t, set.URI(), with)
@@ -58,9 +52,10 @@ func TestFaultsOfThreeMembers(t *testing.T) {
 }
 
 // faultCrowd is a crowd that is at work: some stay connected, some come and go.
-func faultCrowd(t *testing.T, b *broker) *crowd {
+func faultCrowd(t *testing.T, b *broker, nodes ...string) *crowd {
 	t.Helper()
 	c := newCrowd(t, b, rand.New(rand.NewPCG(7, uint64(time.Now().UnixNano()))))
+	c.addrs = nodes
 	pubs, subs := standardCrowd()
 	for i, p := range pubs {
 		p.pace = 40 * time.Millisecond
@@ -110,7 +105,7 @@ func killAll(set *mongod.Set) error {
 // and the server forgets the tail's cursors.
 func TestFaultsOfTheNetwork(t *testing.T) {
 	t.Parallel()
-	for name, with := range streamings {
+	for name, with := range streamings() {
 		t.Run(name, func(t *testing.T) {
 			set := lone(t)
 			p := proxyTo(t, set.Members()[0].Addr())
@@ -196,7 +191,7 @@ func document(topic string, payload any) bson.D {
 // run and while none does: it comes once to each subscriber, connected or away, in
 // the order of its transaction; a malformed one is refused by the database.
 func TestInsertIsPublish(t *testing.T) {
-	for name, with := range streamings {
+	for name, with := range streamings() {
 		t.Run(name, func(t *testing.T) {
 			a, b := pair(t, with)
 			messages := a.place.db.Collection("message")

@@ -18,13 +18,19 @@ import (
 // ownSet gives a replica set for this test alone: it may be harmed.
 func ownSet(t *testing.T, members int) *mongod.Set {
 	t.Helper()
+	return setWith(t, mongod.Options{Members: members})
+}
+
+func setWith(t *testing.T, o mongod.Options) *mongod.Set {
+	t.Helper()
 	mongod.Need(t)
 	if !chosen("mongodb") {
 		t.Skip("REWINDMQ_TEST_STORES leaves mongodb out")
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	set, err := mongod.Start(ctx, mongod.Options{Dir: t.TempDir(), Members: members})
+	o.Dir = t.TempDir()
+	set, err := mongod.Start(ctx, o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -56,6 +56,20 @@ func (s *shared) stop() {
 	_ = os.RemoveAll(s.dir)
 }
 
+// noStreams tells whether brokers tail by reading the lanes alone.
+var noStreams = os.Getenv("REWINDMQ_TEST_NO_STREAMS") == "1"
+
+const withoutStreams = "store.mongo.streams=false"
+
+// streamings are the ways in which a broker may tail, for tests of what differs.
+func streamings() map[string]launch {
+	lanes := launch{args: []string{"--set", withoutStreams}}
+	if noStreams {
+		return map[string]launch{"lanes": lanes}
+	}
+	return map[string]launch{"streams": {}, "lanes": lanes}
+}
+
 var databases atomic.Int64
 
 // mongodbBackend is a database of the shared set for each place.
@@ -70,6 +84,9 @@ func mongodbBackend() backend {
 func database(t *testing.T, uri string, args ...string) place {
 	t.Helper()
 	name := fmt.Sprintf("t%d", databases.Add(1))
+	if noStreams {
+		args = append(args, "--set", withoutStreams)
+	}
 	db := dialMongoDB(t, uri).Database(name)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)

@@ -51,6 +51,8 @@ const (
 	propMaximumQoS     = 0x24
 	propUser           = 0x26
 	propMaximumPacket  = 0x27
+	// In CONNACK; 0: none.
+	propSharedAvailable = 0x2a
 )
 
 // property is one MQTT 5 property; which field counts depends on its id.

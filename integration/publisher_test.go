@@ -22,6 +22,7 @@ type publisher struct {
 	window int           // most that are in flight
 	pace   time.Duration // between two new messages
 	size   int           // least bytes of a payload
+	retain bool          // of each message
 	cutIn  int           // a connection is cut after about so many messages; 0: never
 
 	inflight []*outgoing
@@ -156,7 +157,7 @@ func (p *publisher) resend(l *link) bool {
 }
 
 func (p *publisher) message(k key) message {
-	return message{topic: k.topic, payload: k.payload(p.size), qos: k.qos}
+	return message{topic: k.topic, payload: k.payload(p.size), qos: k.qos, retain: p.retain}
 }
 
 func (p *publisher) sendNew(l *link) bool {

@@ -43,7 +43,11 @@ func (s *subscriber) run(ctx context.Context, subscribed chan<- struct{}, settle
 			return fmt.Errorf("subscriber %s: %w", s.clientID, err)
 		}
 		s.ledger.subscriberConnected(s.clientID, s.window(), connack.present)
-		if s.serve(ctx, l, &subscribed, settle, done) {
+		over := s.serve(ctx, l, &subscribed, settle, done)
+		if over || s.ledger.stands(s.clientID) {
+			s.ledger.left(s.clientID)
+		}
+		if over {
 			l.cut()
 			return nil
 		}
@@ -110,6 +114,7 @@ func (s *subscriber) serve(ctx context.Context, l *link, subscribed *chan<- stru
 		case <-settle:
 			leave, settle = nil, nil
 		case <-done:
+			s.ledger.leaving(s.clientID)
 			return acks.flush() && l.write([]byte{kindDisconnect << 4, 0}) == nil && drained(in)
 		case <-flush.C:
 			if !acks.flush() {
@@ -125,6 +130,7 @@ func (s *subscriber) serve(ctx context.Context, l *link, subscribed *chan<- stru
 
 // goAway ends a connection early, half of the time in order.
 func (s *subscriber) goAway(acks *acker) bool {
+	s.ledger.leaving(s.clientID)
 	if s.rng.IntN(2) == 0 {
 		_ = acks.flush()
 		_ = acks.l.write([]byte{kindDisconnect << 4, 0})

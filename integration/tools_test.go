@@ -51,20 +51,30 @@ func (b *broker) register(id, filter string) {
 	c.disconnect()
 }
 
-// The whole file of readings through `pub --csv`, with three SIGKILLs of the
-// broker on the way, and out of `sub --persistent -o csv`, byte for byte.
+// The whole file of readings (on MongoDB its first half, where sizes are small) through
+// `pub --csv`, with three SIGKILLs of the broker on the way, and out of
+// `sub --persistent -o csv`, byte for byte.
 func TestCSVRoundTrip(t *testing.T) {
 	forEachStore(t, func(t *testing.T, s backend) {
 		want, err := os.ReadFile(filepath.Join("testdata", "sf-temps.csv"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		rows := bytes.Count(want, []byte("\n"))
+		rate := "5000"
 		b := start(t, s)
+		if b.place.db != nil && !soak {
+			lines := bytes.SplitAfter(want, []byte("\n"))
+			want, rate = bytes.Join(lines[:len(lines)/2], nil), "1000"
+		}
+		rows := bytes.Count(want, []byte("\n"))
+		file := filepath.Join(t.TempDir(), "sf-temps.csv")
+		if err := os.WriteFile(file, want, 0o600); err != nil {
+			t.Fatal(err)
+		}
 		b.register("dashboard", "dev/+/reading")
 		args := append([]string{
-			"pub", "-t", "dev/7/reading", "-i", "dev-7", "--csv", filepath.Join("testdata", "sf-temps.csv"),
-			"--header", "keep", "--rate", "5000", "--progress",
+			"pub", "-t", "dev/7/reading", "-i", "dev-7", "--csv", file,
+			"--header", "keep", "--rate", rate, "--progress",
 		}, b.target()...)
 		pub, _ := b.tool(program, args...)
 		for i := range 3 {
@@ -72,7 +82,7 @@ func TestCSVRoundTrip(t *testing.T) {
 			b.eventually("rows acknowledged", func() bool {
 				m := b.metrics()
 				sofar = sum(m, "publishes_acked_total", `qos="2"`)
-				return sofar >= float64(rows)/5
+				return sofar >= float64(rows)/8
 			})
 			t.Logf("SIGKILL %d after %v more rows", i+1, sofar)
 			b.crash()

@@ -43,6 +43,9 @@ func (m *Member) Start() error {
 		"--oplogSize", strconv.Itoa(o.OplogMB),
 		"--setParameter", "diagnosticDataCollectionEnabled=false",
 	}
+	if o.Checkpoint > 0 {
+		args = append(args, "--syncdelay", strconv.Itoa(int(o.Checkpoint.Seconds())))
+	}
 	for _, p := range o.Parameters {
 		args = append(args, "--setParameter", p)
 	}

@@ -28,6 +28,9 @@ type Options struct {
 	CacheGB float64
 	// OplogMB bounds the oplog; default 256, least 1.
 	OplogMB int
+	// Checkpoint is how often data is written out beside the journal, whole
+	// seconds; 0: the server's minute. An oplog is cut only behind a checkpoint.
+	Checkpoint time.Duration
 	// Election is the time-out after which members elect a new primary; default
 	// 2 s.
 	Election time.Duration
