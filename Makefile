@@ -23,13 +23,13 @@ ifneq ($(SEQUENCES),)
 export REWINDMQ_MQTT_SEQUENCES ?= $(SEQUENCES)
 endif
 
-.PHONY: build check format vet lint deps tidy test soak sim fuzz bench tools clients mongod clean
+.PHONY: build check format vet lint deps tidy test soak sim fuzz fuzz-short bench tools clients mongod clean
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o rewindmq ./cmd/rewindmq
 
-## check: format, vet, lint, dependency graph, go.mod
-check: format vet lint deps tidy
+## check: format, vet, lint, dependency graph, go.mod, each fuzz target for a few seconds
+check: format vet lint deps tidy fuzz-short
 
 format: $(LINT)
 	$(LINT) fmt --diff
@@ -50,24 +50,29 @@ tidy:
 test: clients mongod
 	@command -v "$$(go env CC)" >/dev/null || { echo 'make test: -race needs a C compiler (gcc or clang); `go test ./...` does without' >&2; exit 1; }
 	CGO_ENABLED=1 $(GOTEST) -race -timeout 25m $(PKG)
-	@# The race detector makes the simulation ten times slower: all of its seeds run without.
-	$(GOTEST) -count=1 -run '^TestSimulation$$' ./broker/session
+	@# The race detector makes the simulations ten times slower: all of their seeds run without.
+	$(GOTEST) -count=1 -run '^TestSimulation$$' ./broker/session ./store/mongo/lane
 
 ## soak: the integration tests with all their rounds and sizes; hours
 soak: clients mongod
 	REWINDMQ_TEST_SCALE=soak go test -count=1 -v -timeout 12h ./integration
 
-## sim: the simulation with many seeds (SEEDS=…)
+## sim: the simulations with many seeds (SEEDS=…)
 sim:
-	REWINDMQ_SIM_SEEDS=$(SEEDS) go test -count=1 -v -timeout 12h -run Simulation ./broker/session
+	REWINDMQ_SIM_SEEDS=$(SEEDS) go test -count=1 -v -timeout 12h -run Simulation ./broker/session ./store/mongo/lane
 
 ## fuzz: each fuzz target for FUZZTIME
 fuzz:
-	grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r dir; do \
-		for target in $$(grep -h --include='*_test.go' -o '^func Fuzz[A-Za-z0-9_]*' "$$dir"/*_test.go | cut -c6-); do \
+	@grep -rl --include='*_test.go' --exclude-dir=.cache --exclude-dir=.git '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r dir; do \
+		for target in $$(grep -h -o '^func Fuzz[A-Za-z0-9_]*' "$$dir"/*_test.go | cut -c6-); do \
+			echo "fuzz $$dir $$target $(FUZZTIME)"; \
 			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$dir"; \
 		done; \
 	done
+
+## fuzz-short: the same, bounded for make check
+fuzz-short:
+	@$(MAKE) --no-print-directory fuzz FUZZTIME=5s
 
 ## bench: the figures of docs/PERFORMANCE.md
 bench:

@@ -7,19 +7,15 @@ import (
 	"rewindmq/wire"
 )
 
-const (
-	// aliasesIn is the Topic Alias Maximum that CONNACK tells: how many topics a
-	// client may name by number.
-	aliasesIn = 10
-	// aliasesOut bounds how many topics are named by number towards a client,
-	// whatever it allows: each costs the memory of its topic.
-	aliasesOut = 64
-)
+// aliasesOut bounds how many topics are named by number towards a client, whatever it
+// allows: each costs the memory of its topic.
+const aliasesOut = 64
 
 // aliases are the topic aliases of one connection, in one direction each. They
 // end with it [MQTT-3.3.2-7].
 type aliases struct {
 	in  []string          // by alias-1
+	top int               // of in: the Topic Alias Maximum that CONNACK tells
 	out map[string]uint16 // topic to alias
 	max int               // of out
 }
@@ -31,7 +27,7 @@ func (a *aliases) resolve(p *wire.Publish) error {
 	switch {
 	case p.TopicAlias == 0:
 		return nil
-	case p.TopicAlias > aliasesIn:
+	case int(p.TopicAlias) > a.top:
 		return &wire.Error{Code: wire.TopicAliasInvalid, Err: errors.New("topic alias above the maximum")}
 	}
 	i := int(p.TopicAlias) - 1

@@ -44,6 +44,7 @@ type Broker struct {
 	writes     writeLanes
 	claims     claimLane
 	shares     shares
+	orphans    orphans
 	noGroups   bool // the store keeps none; set before ready is closed
 	scratch    scratchPool
 	buffers    bufferPool
@@ -87,6 +88,7 @@ func New(s store.Store, o Options) (*Broker, error) {
 	}
 	b.tasks.init()
 	b.shares = shares{b: b, by: make(map[string]*share)}
+	b.orphans = orphans{b: b, by: make(map[string]orphan)}
 	b.life, b.kill = context.WithCancel(context.Background())
 	b.hub = fanout.New(s, fanout.Options{CacheBytes: o.HubCacheBytes, Observe: b.projection.observe, Metrics: o.Hub})
 	b.source = b.hub.Source(s)
@@ -112,6 +114,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	}
 	b.runLanes(workers, &work)
 	work.Go(func() error { b.keeper.run(workers); return nil })
+	work.Go(func() error { b.orphans.run(workers); return nil })
 	work.Go(func() error { b.tick(workers); return nil })
 	b.publishSys(1, 0)
 	work.Go(func() error { b.runSys(workers); return nil })
@@ -256,11 +259,7 @@ func (b *Broker) watch(ctx context.Context) error {
 				continue
 			}
 			if cl := b.roster.get(l.ClientID); cl != nil {
-				cl.input(func(s *session.Session) {
-					if s.Owner().Epoch < l.Epoch {
-						s.Close(session.ReasonTakenOver)
-					}
-				})
+				b.tasks.Go(func() { cl.lose(l.Epoch) })
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"errors"
 	"maps"
 	"slices"
@@ -28,6 +29,8 @@ type client struct {
 	// CONNACK was sent, at welcomed.
 	ended, welcome chan struct{}
 	welcomed       time.Time
+	// ousts is why it ends who owns its client id.
+	ousts session.Reason
 	// room is what the session would take of a group now, for groups to read
 	// without its lock.
 	room atomic.Int64
@@ -46,8 +49,7 @@ type client struct {
 	appending  []*schema.Message           // decided in this input, not yet handed to the store
 	appended   int64                       // bytes of them
 	hold       bool                        // more input follows at once: collect the appends
-	later      []session.Action            // deferred, in order
-	running    bool                        // a goroutine runs later
+	later      deferred[session.Action]    // what may wait or needs the hub's lock
 	reading    bool                        // a replay is under way
 	lived      bool                        // it has been live: the next replay is for being slow
 	waiting    func(*session.Session) bool // what the connection waits for, nil: nothing
@@ -57,8 +59,9 @@ type client struct {
 }
 
 func (b *Broker) newClient(id string, c *conn) *client {
-	cl := &client{b: b, id: id, c: c, ended: make(chan struct{}), welcome: make(chan struct{})}
+	cl := &client{b: b, id: id, c: c, ended: make(chan struct{}), welcome: make(chan struct{}), ousts: session.ReasonTakenOver}
 	cl.changed.L = &cl.mu
+	cl.later = deferred[session.Action]{tasks: &b.tasks, mu: &cl.mu, carry: cl.carryLater}
 	return cl
 }
 
@@ -130,7 +133,7 @@ func (cl *client) carry(a *session.Action) {
 		cl.closeConn(a.Reason)
 	case session.DoEnd:
 		cl.gone = true
-		cl.deferAction(*a)
+		cl.later.put(*a)
 	case session.Count:
 		cl.b.m.dropped(a.QoS, a.Dropped)
 	case session.Claimed:
@@ -138,7 +141,7 @@ func (cl *client) carry(a *session.Action) {
 	case session.Settled:
 		cl.b.m.settled(a.QoS, a.At, cl.b.now())
 	default:
-		cl.deferAction(*a)
+		cl.later.put(*a)
 	}
 }
 
@@ -161,9 +164,9 @@ func (cl *client) flushAppends() {
 	}
 	msgs, size := cl.appending, cl.appended
 	cl.appending, cl.appended = nil, 0
-	cl.b.ingest.add(size)
+	round := cl.b.ingest.add(size)
 	cl.b.store.Append(cl.b.life, cl.publisher, msgs, func(answers []store.Appended) {
-		cl.b.ingest.done(size)
+		cl.b.ingest.done(size, round)
 		cl.onAppended(answers)
 	})
 }
@@ -183,31 +186,7 @@ func (cl *client) Offer(m *schema.Message) (taken bool) {
 	return taken
 }
 
-// deferAction queues what may wait or needs the hub's lock. One goroutine at a
-// time runs them, in order, without mu.
-func (cl *client) deferAction(a session.Action) {
-	cl.later = append(cl.later, a)
-	if !cl.running {
-		cl.running = true
-		cl.b.tasks.Go(cl.runLater)
-	}
-}
-
-func (cl *client) runLater() {
-	for {
-		cl.mu.Lock()
-		if len(cl.later) == 0 {
-			cl.running, cl.later = false, nil
-			cl.mu.Unlock()
-			return
-		}
-		a := cl.later[0]
-		cl.later = cl.later[1:]
-		cl.mu.Unlock()
-		cl.carryLater(&a)
-	}
-}
-
+// carryLater carries out what was deferred, without mu.
 func (cl *client) carryLater(a *session.Action) {
 	switch a.Do {
 	case session.DoFilters:
@@ -215,7 +194,7 @@ func (cl *client) carryLater(a *session.Action) {
 	case session.DoUnfilter:
 		cl.membership.Unsubscribe(a.Filters...)
 	case session.DoHead:
-		head, err := cl.b.store.Head(cl.b.life)
+		head, err := cl.head()
 		cl.input(func(s *session.Session) { s.OnHead(head, err) })
 	case session.DoLookup:
 		msgs, err := cl.b.store.Lookup(cl.b.life, a.Refs)
@@ -237,6 +216,19 @@ func (cl *client) carryLater(a *session.Action) {
 	case session.DoEnd:
 		cl.end()
 	}
+}
+
+// subscribePatience is for how long a SUBSCRIBE waits for what others have published.
+const subscribePatience = time.Second
+
+// head gives the place of a SUBSCRIBE. What this node has read before lies before it
+// as a rule: that is how it looks to two clients that know of each other's doings.
+// It is not promised, so a store that is slow is not waited for.
+func (cl *client) head() (schema.Cursor, error) {
+	ctx, cancel := context.WithTimeout(cl.c.ctx, subscribePatience)
+	defer cancel()
+	cl.b.ingest.behind(ctx)
+	return cl.b.store.Head(cl.b.life)
 }
 
 // waitFor pumps the session once the hub has passed place.
@@ -278,10 +270,19 @@ func (cl *client) end() {
 	}
 	cl.received = [3]int64{}
 	cl.changed.Broadcast()
+	how, released := cl.s.LetGo()
 	cl.mu.Unlock()
+	if !released {
+		cl.b.orphans.add(cl.id, cl.orphan(how))
+	}
+	cl.leave()
+	cl.b.keeper.poke()
+}
+
+// leave makes the client id free.
+func (cl *client) leave() {
 	cl.b.roster.leave(cl)
 	close(cl.ended)
-	cl.b.keeper.poke()
 }
 
 // takeOver asks the session to end: its client id has connected again, or the

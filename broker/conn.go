@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"rewindmq/broker/session"
+	"rewindmq/schema"
 	"rewindmq/wire"
 )
 
@@ -40,6 +41,7 @@ type conn struct {
 	noAnswer     bool // DISCONNECT was read: nothing is sent any more
 	surplus      bool // there are too many connections: CONNECT is refused
 	clientExpiry uint32
+	delayed      *schema.Will // the will, if it has a delay: see orphan
 	// maximumPacketSize is what the client takes, in bytes; 0: anything.
 	maximumPacketSize int
 	// idle is how long the peer may be silent: CONNECT's time-out first, then
@@ -265,16 +267,33 @@ func (c *conn) disconnect(why session.Reason) {
 		return
 	}
 	c.setReason(string(why))
+	if why == session.ReasonProtocol || why == session.ReasonReceiveMax { // what the session noticed
+		c.b.m.protocolError(codeOf(why))
+	}
 	switch {
 	case !c.cl.opened: // [MQTT-3.14.0-1]
 		c.out.last(func(b []byte) []byte {
 			return wire.AppendConnack(b, c.version, &wire.Connack{Code: wire.ServerUnavailable})
 		})
 	case c.version == wire.V5:
-		c.out.last(func(b []byte) []byte { return wire.AppendDisconnect(b, c.version, codeOf(why), "") })
+		c.out.last(func(b []byte) []byte { return c.farewell(b, why) })
 	}
 	c.out.close()
 	c.cancel()
+}
+
+// farewell appends the DISCONNECT for a reason of the session's. It names another
+// server at the end of this one, if that is known and the client takes so long a
+// packet [MQTT-3.1.2-24].
+func (c *conn) farewell(b []byte, why session.Reason) []byte {
+	if reference := c.b.o.ServerReference; why == session.ReasonShutdown && reference != "" {
+		p := wire.AppendRedirect(nil, c.version, wire.UseAnotherServer, reference)
+		if c.maximumPacketSize == 0 || len(p) <= c.maximumPacketSize {
+			return append(b, p...)
+		}
+		return wire.AppendDisconnect(b, c.version, wire.UseAnotherServer, "")
+	}
+	return wire.AppendDisconnect(b, c.version, codeOf(why), "")
 }
 
 // codeOf gives the reason code of a DISCONNECT.
@@ -292,6 +311,8 @@ func codeOf(why session.Reason) wire.ReasonCode {
 		return wire.KeepAliveTimeout
 	case session.ReasonProtocol:
 		return wire.ProtocolError
+	case session.ReasonAdmin:
+		return wire.AdministrativeAction
 	}
 	return wire.UnspecifiedError
 }

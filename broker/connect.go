@@ -25,10 +25,10 @@ func (c *conn) connect() error {
 	p, err := c.reader.ReadPacket()
 	if err != nil {
 		var bad *wire.Error
-		if errors.As(err, &bad) {
+		if errors.As(err, &bad) && c.reader.Version() != 0 {
 			return c.refuse(c.reader.Version(), bad.Code)
 		}
-		return err
+		return err // not even a CONNECT (F-29): nothing to refuse, nor to answer
 	}
 	con, ok := p.(*wire.Connect)
 	if !ok { // [MQTT-3.1.0-1]
@@ -41,7 +41,7 @@ func (c *conn) connect() error {
 	}
 	connack := &wire.Connack{
 		ReceiveMaximum: uint16(c.b.o.ReceiveMaximum), MaximumPacketSize: uint32(c.b.o.MaximumPacketSize),
-		TopicAliasMaximum: aliasesIn, SharedUnavailable: c.b.noGroups,
+		TopicAliasMaximum: uint16(c.b.o.TopicAliases), SharedUnavailable: c.b.noGroups,
 	}
 	id := con.ClientID
 	if id == "" { // [MQTT-3.1.3-6, MQTT-3.1.3-7, MQTT-3.2.2-16]
@@ -71,7 +71,11 @@ func (c *conn) refuse(v wire.Version, code wire.ReasonCode) error {
 	c.setReason(code.String())
 	c.b.m.connects(c.listener, code)
 	if v != 0 {
-		c.out.put(func(b []byte) []byte { return wire.AppendConnack(b, v, &wire.Connack{Code: code}) })
+		ack := &wire.Connack{Code: code}
+		if code == wire.UseAnotherServer {
+			ack.ServerReference = c.b.o.ServerReference
+		}
+		c.out.put(func(b []byte) []byte { return wire.AppendConnack(b, v, ack) })
 	}
 	return errRefused
 }
@@ -88,16 +92,23 @@ func (c *conn) judgeConnect(p *wire.Connect) wire.ReasonCode {
 		return wire.ClientIdentifierNotValid
 	case p.ClientID == "" && p.Version == wire.V31, !utf8.ValidString(p.ClientID):
 		return wire.ClientIdentifierNotValid
-	case p.Will != nil && (p.Will.Topic[0] == '$' || strings.Count(p.Will.Topic, "/") >= b.o.TopicLevels):
+	case p.Will != nil && (p.Will.Topic[0] == '$' || b.tooLong(p.Will.Topic)):
 		return wire.TopicNameInvalid
 	case p.Will != nil && p.Will.Retain && !b.projection.admits(p.Will.Topic, len(p.Will.Payload)):
 		return wire.QuotaExceeded
 	case c.surplus:
 		return wire.QuotaExceeded
+	case b.draining() && b.o.ServerReference != "":
+		return wire.UseAnotherServer
 	case b.draining():
 		return wire.ServerUnavailable
 	}
 	return wire.Success
+}
+
+// tooLong tells whether a topic or a filter is beyond the limits.
+func (b *Broker) tooLong(topic string) bool {
+	return len(topic) > b.o.TopicBytes || strings.Count(topic, "/") >= b.o.TopicLevels
 }
 
 // claim makes this node, and this connection, the session's owner. The client id
@@ -119,10 +130,13 @@ func (c *conn) claim(id string, p *wire.Connect) (*store.Claimed, error) {
 		ClientID: id, CleanStart: p.CleanStart, Protocol: uint8(p.Version), Expiry: c.expiry(p), Will: will(p.Will),
 		At: c.b.hub.H().Clone(),
 	}
+	if claim.Will != nil && claim.Will.Delay > 0 {
+		c.delayed = claim.Will
+	}
 	claimed := c.b.claims.claim(c.b.life, claim)
 	if claimed.Err != nil {
-		c.b.roster.leave(cl)
-		close(cl.ended)
+		c.b.orphans.add(id, cl.orphan(store.Release{})) // it may have been claimed all the same
+		cl.leave()
 		return nil, claimed.Err
 	}
 	c.cl = cl
@@ -162,6 +176,7 @@ func (c *conn) agree(p *wire.Connect, ack *wire.Connack) {
 		s := uint16(limit / time.Second)
 		ack.ServerKeepAlive = &s // [MQTT-3.2.2-21]
 	}
+	c.alias.top = c.b.o.TopicAliases
 	c.alias.max = min(int(p.TopicAliasMaximum), aliasesOut) // [MQTT-3.1.2-26, MQTT-3.1.2-27, MQTT-3.3.2-11]
 	c.maximumPacketSize = int(p.MaximumPacketSize)
 	c.setIdle(keepAlive * 3 / 2) // [MQTT-3.1.2-22]
@@ -247,7 +262,7 @@ func (b *Broker) sessionOptions(p *wire.Connect, owner schema.Owner, clean bool)
 	}
 	v := p.Version
 	return session.Options{
-		Owner: owner, Clean: clean, CanRefuse: v == wire.V5, Window: min(b.o.Window, quota), Quota: quota,
+		Owner: owner, Clean: clean, Unrecorded: b.o.Unrecorded, CanRefuse: v == wire.V5, Window: min(b.o.Window, quota), Quota: quota,
 		ReceiveMaximum: b.o.ReceiveMaximum, MaximumPacketSize: int(p.MaximumPacketSize),
 		Size: func(m *schema.Message, qos uint8, ids []uint32) int {
 			f := frame(m, qos, ids)

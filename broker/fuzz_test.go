@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"rewindmq/schema"
+	"rewindmq/store"
 	"rewindmq/wire"
 )
 
@@ -21,8 +23,9 @@ import (
 //
 // Invariants: nothing panics; the broker sends only what is well-formed, CONNACK
 // first and nothing behind DISCONNECT; no acknowledgement without its packet; no
-// packet id for two deliveries in flight; DUP only for what was sent before; all
-// goroutines end; and another client is served as ever.
+// packet id for two deliveries in flight; DUP only for what was sent before; what is
+// stored of the session at the end is consistent; all goroutines end; and another client
+// is served as ever.
 func FuzzConnection(f *testing.F) {
 	for _, seed := range fuzzSeeds() {
 		f.Add(seed)
@@ -97,6 +100,7 @@ func runProgram(t *testing.T, program []byte) {
 	}
 	w.hangUp()
 	w.serves.Wait() // no connection's goroutine is left
+	w.consistent()
 	other := h.clean(wire.V5, "other")
 	other.subscribe("other", 2)
 	other.send("other", "still here", 2, 1)
@@ -106,6 +110,29 @@ func runProgram(t *testing.T, program []byte) {
 	other.receive("still here")
 	other.disconnect()
 	h.stop() // Run waits for all that it started
+}
+
+// consistent holds what is stored of the session, when its last connection has ended,
+// against the limits and the protocol.
+func (w *wild) consistent() {
+	w.h.until("let go of wild", func() bool { return w.h.b.roster.get("wild") == nil })
+	if n := w.h.b.orphans.len(); n > 0 {
+		w.t.Errorf("%d sessions were let go of without a release", n)
+	}
+	info, err := w.h.b.store.LookSession(w.t.Context(), "wild")
+	if errors.Is(err, store.ErrNoSession) {
+		return // never begun, or clean
+	}
+	if err != nil || info.Connected || info.InFlight > 4 || len(info.Subscriptions) > 5 {
+		w.t.Errorf("the session is stored as %+v, %v", info, err)
+	}
+	filters := map[string]bool{}
+	for _, sub := range info.Subscriptions {
+		if filters[sub.Filter] || schema.ValidFilter(sub.Filter) != nil || sub.QoS > 2 || sub.RetainHandling > 2 {
+			w.t.Errorf("the session has a subscription %+v", sub)
+		}
+		filters[sub.Filter] = true
+	}
 }
 
 // wild is a client that does anything, and knows what the broker may answer.

@@ -142,7 +142,7 @@ func (m *Metrics) zero() {
 			m.deliveryDropped.WithLabelValues(q, r)
 		}
 	}
-	for _, e := range []string{"created", "resumed", "taken_over", "expired"} {
+	for _, e := range []string{"created", "resumed", "taken_over", "expired", "terminated"} {
 		m.sessionEvents.WithLabelValues(e)
 	}
 	for _, s := range []string{"connected", "offline"} {
@@ -161,7 +161,7 @@ func (m *Metrics) zero() {
 	m.violations.WithLabelValues("retention_trimmed_backlog")
 	for _, r := range []session.Reason{
 		session.ReasonTakenOver, session.ReasonStore, session.ReasonRefused, session.ReasonInDoubt, session.ReasonReceiveMax,
-		session.ReasonNormal, session.ReasonWithWill, session.ReasonShutdown, session.ReasonExpired, session.ReasonProtocol, "closed", "network",
+		session.ReasonNormal, session.ReasonWithWill, session.ReasonShutdown, session.ReasonExpired, session.ReasonProtocol, session.ReasonAdmin, "closed", "network",
 	} {
 		m.disconnectsTotal.WithLabelValues(string(r))
 	}

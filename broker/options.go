@@ -24,6 +24,9 @@ type Options struct {
 	// ReceiveMaximum is the number of messages that a client may have
 	// unacknowledged (1,000; 1..65535).
 	ReceiveMaximum int
+	// Unrecorded: deliveries to clean sessions leave no record. (They do, after
+	// they were sent.)
+	Unrecorded bool
 	// SessionQueue is the number of messages that wait in memory for one
 	// session before it becomes a reader of the log (256).
 	SessionQueue int
@@ -44,13 +47,21 @@ type Options struct {
 	// are stored (1,000,000; new ones are refused above it).
 	Connections int
 	Sessions    int
-	// TopicLevels bounds the levels of topics and filters (256).
+	// TopicLevels bounds the levels of topics and filters (256), TopicBytes their
+	// length (65,535).
 	TopicLevels int
+	TopicBytes  int
+	// TopicAliases is how many topics a client may name by number (10; 1..65535).
+	// Each holds a topic in memory.
+	TopicAliases int
 	// SessionExpiryMax in seconds lowers what clients ask for (no limit).
 	SessionExpiryMax uint32
 	// KeepAliveMax is told to MQTT 5 clients that ask for more or for none; 0:
 	// no limit.
 	KeepAliveMax time.Duration
+	// ServerReference names another server to MQTT 5 clients when this one ends:
+	// reason 0x9C instead of 0x8B (none).
+	ServerReference string
 	// ConnectTimeout is how long a connection may take to send CONNECT (10 s).
 	ConnectTimeout time.Duration
 	// DrainTimeout is how long Run waits for sessions to let go (10 s).
@@ -88,6 +99,8 @@ func (o *Options) complete() error {
 	defaultTo(&o.Connections, 100_000)
 	defaultTo(&o.Sessions, 1_000_000)
 	defaultTo(&o.TopicLevels, 256)
+	defaultTo(&o.TopicBytes, 65535)
+	defaultTo(&o.TopicAliases, 10)
 	defaultTo(&o.SessionExpiryMax, ^uint32(0))
 	defaultTo(&o.ConnectTimeout, 10*time.Second)
 	defaultTo(&o.DrainTimeout, 10*time.Second)
@@ -106,8 +119,12 @@ func (o *Options) complete() error {
 		return fmt.Errorf("broker: ReceiveMaximum %d: want 1 to 65535", o.ReceiveMaximum)
 	case o.IngestBytes < int64(o.MaximumPacketSize):
 		return fmt.Errorf("broker: IngestBytes %d: want at least MaximumPacketSize, %d", o.IngestBytes, o.MaximumPacketSize)
-	case o.SessionQueue < 1 || o.OutboxBytes < 1024 || o.TopicLevels < 1:
-		return fmt.Errorf("broker: SessionQueue %d, OutboxBytes %d, TopicLevels %d: too small", o.SessionQueue, o.OutboxBytes, o.TopicLevels)
+	case o.TopicAliases < 1 || o.TopicAliases > 65535:
+		return fmt.Errorf("broker: TopicAliases %d: want 1 to 65535", o.TopicAliases)
+	case len(o.ServerReference) > 65535:
+		return fmt.Errorf("broker: ServerReference has %d bytes: want at most 65535", len(o.ServerReference))
+	case o.SessionQueue < 1 || o.OutboxBytes < 1024 || o.TopicLevels < 1 || o.TopicBytes < 1:
+		return fmt.Errorf("broker: SessionQueue %d, OutboxBytes %d, TopicLevels %d, TopicBytes %d: too small", o.SessionQueue, o.OutboxBytes, o.TopicLevels, o.TopicBytes)
 	}
 	return nil
 }

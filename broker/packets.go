@@ -52,7 +52,7 @@ func (c *conn) onPublish(p *wire.Publish) error {
 // judge tells whether a message may be published.
 func (c *conn) judge(p *wire.Publish) wire.ReasonCode {
 	switch {
-	case p.Topic[0] == '$', strings.Count(p.Topic, "/") >= c.b.o.TopicLevels:
+	case p.Topic[0] == '$', c.b.tooLong(p.Topic):
 		return wire.TopicNameInvalid
 	case p.CheckPayload() != nil:
 		return wire.PayloadFormatInvalid
@@ -118,26 +118,22 @@ func (c *conn) onAck(a *wire.Ack) error {
 	return nil
 }
 
-// onSubscribe takes a SUBSCRIBE [MQTT-3.8.4-1]. What is wrong with a filter is
-// answered for that filter alone: its QoS, or a failure [MQTT-3.8.4-5 to -7], each
-// QoS being taken [MQTT-3.2.2-10].
+// onSubscribe takes a SUBSCRIBE [MQTT-3.8.4-1]. Whether a filter is taken is answered
+// for that filter alone: its QoS, or a failure [MQTT-3.8.4-5 to -7], each QoS being
+// taken [MQTT-3.2.2-10].
 func (c *conn) onSubscribe(p *wire.Subscribe) error {
 	if len(p.Filters) > c.b.o.FiltersPerSubscribe {
 		return &wire.Error{Code: wire.QuotaExceeded, Err: errors.New("too many filters in one SUBSCRIBE")}
+	}
+	for _, f := range p.Filters {
+		if err := checkFilter(f.Topic); err != nil {
+			return err
+		}
 	}
 	if err := c.mayAnswer(len(p.Filters)); err != nil {
 		return err
 	}
 	c.release()
-	if c.version != wire.V5 {
-		// [MQTT-4.7.1-2, MQTT-4.7.1-3] of 3.1.1: a protocol violation, and no
-		// reason code tells it. MQTT 5 answers filter by filter.
-		for _, f := range p.Filters {
-			if !validFilter(f.Topic) {
-				return &wire.Error{Code: wire.TopicFilterInvalid, Err: errors.New("invalid topic filter")}
-			}
-		}
-	}
 	c.cl.wait((*session.Session).MayRequest)
 	codes := make([]session.Code, len(p.Filters))
 	subs := make([]schema.Subscription, 0, len(p.Filters))
@@ -193,8 +189,7 @@ func unique(subs []schema.Subscription) []schema.Subscription {
 
 // judgeFilter gives the QoS granted or the failure for one filter.
 func (c *conn) judgeFilter(f wire.Filter) session.Code {
-	switch {
-	case !validFilter(f.Topic), strings.Count(f.Topic, "/") >= c.b.o.TopicLevels:
+	if c.b.tooLong(f.Topic) {
 		return c.failed(wire.TopicFilterInvalid)
 	}
 	plain, shared := schema.CutShare(f.Topic)
@@ -209,11 +204,15 @@ func (c *conn) judgeFilter(f wire.Filter) session.Code {
 	return session.Code(f.QoS)
 }
 
-// validFilter judges a filter, and the two parts of a shared one [MQTT-4.8.2-1,
-// MQTT-4.8.2-2].
-func validFilter(filter string) bool {
-	plain, shared := schema.CutShare(filter)
-	return schema.ValidFilter(filter) == nil && (!shared || plain != "")
+// checkFilter judges the form of a filter [MQTT-4.7.1-1, MQTT-4.7.1-2; 3.1.1: 4.7.1-2,
+// 4.7.1-3], and of the two parts of a shared one [MQTT-4.8.2-1, MQTT-4.8.2-2]. One
+// that is not correctly formed makes its packet malformed: 0x8F is for those that are,
+// and are not accepted (table 2-6).
+func checkFilter(filter string) error {
+	if plain, shared := schema.CutShare(filter); schema.ValidFilter(filter) != nil || shared && plain == "" {
+		return &wire.Error{Code: wire.MalformedPacket, Err: errors.New("topic filter is not correctly formed")}
+	}
+	return nil
 }
 
 // failed gives a failure code of SUBACK: 3.1.1 knows 0x80 only ([MQTT-3.9.3-2] of 3.1.1).
@@ -228,6 +227,11 @@ func (c *conn) failed(code wire.ReasonCode) session.Code {
 func (c *conn) onUnsubscribe(p *wire.Unsubscribe) error {
 	if len(p.Filters) > c.b.o.FiltersPerSubscribe {
 		return &wire.Error{Code: wire.QuotaExceeded, Err: errors.New("too many filters in one UNSUBSCRIBE")}
+	}
+	for _, f := range p.Filters {
+		if err := checkFilter(f); err != nil {
+			return err
+		}
 	}
 	if err := c.mayAnswer(len(p.Filters)); err != nil {
 		return err

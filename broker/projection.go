@@ -115,6 +115,14 @@ func (p *projection) totals() (messages int, bytes int64) {
 	return p.count, p.bytes
 }
 
+// has tells whether a topic has a retained message that clients have published.
+func (p *projection) has(topic string) bool {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	m, ok := p.topics.Get(&schema.Message{Topic: topic})
+	return ok && len(m.Payload) > 0 && topic[0] != '$'
+}
+
 // admits tells whether a retained message of size bytes may be published.
 func (p *projection) admits(topic string, size int) bool {
 	if size == 0 {

@@ -47,7 +47,7 @@ func (r *roster) enter(ctx context.Context, cl *client) (taken bool, err error) 
 				return taken, err // somebody came meanwhile
 			}
 			taken = true
-			old.takeOver(session.ReasonTakenOver)
+			old.takeOver(cl.ousts)
 			select {
 			case <-old.ended:
 			case <-ctx.Done():
@@ -73,6 +73,17 @@ func (r *roster) turn(cl *client) (owner *client, err error) {
 	return nil, nil
 }
 
+// enterFree makes cl the owner of its client id if nobody is, or wants to be.
+func (r *roster) enterFree(cl *client) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.clients[cl.id] != nil || r.latest[cl.id] != nil {
+		return false
+	}
+	r.clients[cl.id] = cl
+	return true
+}
+
 // stayed waits until cl has been connected for shortestStay; false: it has ended, or
 // ctx has.
 func (cl *client) stayed(ctx context.Context) bool {
@@ -96,6 +107,20 @@ func (cl *client) stayed(ctx context.Context) bool {
 	case <-ctx.Done():
 	}
 	return false
+}
+
+// lose ends cl because its session was claimed at another node, unless it came by a
+// newer claim. It has its shortest stay, too, and CONNACK before: who waits for it at
+// the other node waits longer than that.
+func (cl *client) lose(epoch uint64) {
+	if !cl.stayed(cl.b.life) {
+		return
+	}
+	cl.input(func(s *session.Session) {
+		if s.Owner().Epoch < epoch {
+			s.Close(session.ReasonTakenOver)
+		}
+	})
 }
 
 // giveUp ends the wait of cl.

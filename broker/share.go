@@ -105,9 +105,8 @@ type share struct {
 
 	mu      sync.Mutex
 	g       *group.Group
-	later   []group.Action // for the store, in order
-	running bool           // a goroutine runs later
-	reading bool           // a replay is under way
+	later   deferred[group.Action] // for the store
+	reading bool                   // a replay is under way
 	dead    bool
 	changed sync.Cond // for the replay: Feed may take more
 }
@@ -140,6 +139,7 @@ func (b *Broker) newShare(name string) *share {
 	sh := &share{b: b, name: name, wake: make(chan struct{}, 1)}
 	sh.ctx, sh.cancel = context.WithCancel(b.life)
 	sh.changed.L = &sh.mu
+	sh.later = deferred[group.Action]{tasks: &b.tasks, mu: &sh.mu, carry: sh.carryLater}
 	sh.g = group.New(group.Options{Filter: plain, Queue: b.o.SessionQueue, Now: b.now, H: b.hub.H})
 	sh.membership = b.hub.Join(sh)
 	sh.membership.Subscribe(plain)
@@ -219,30 +219,11 @@ func (sh *share) carry(a group.Action) {
 	case group.DoReplay:
 		sh.startReplay()
 	default:
-		sh.later = append(sh.later, a)
-		if !sh.running {
-			sh.running = true
-			sh.b.tasks.Go(sh.runLater)
-		}
+		sh.later.put(a)
 	}
 }
 
-// runLater carries out what waits for the store, in order, without the lock.
-func (sh *share) runLater() {
-	for {
-		sh.mu.Lock()
-		if len(sh.later) == 0 {
-			sh.running, sh.later = false, nil
-			sh.mu.Unlock()
-			return
-		}
-		a := sh.later[0]
-		sh.later = sh.later[1:]
-		sh.mu.Unlock()
-		sh.carryLater(&a)
-	}
-}
-
+// carryLater carries out what waits for the store, without the lock.
 func (sh *share) carryLater(a *group.Action) {
 	s, ctx := sh.b.store, sh.ctx
 	switch a.Do {

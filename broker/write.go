@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"hash/maphash"
+	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -126,14 +128,30 @@ func (b *Broker) write(batch []write) {
 	}
 }
 
+// claimPatience is for how long a batch of claims keeps others waiting.
+const claimPatience = 20 * time.Millisecond
+
+// claimAll claims for a batch. A claim that waits for another node's owner does not
+// hold up those that come behind it: they are of other clients. What is under way is
+// bounded by the connections, each of which waits for its answer.
 func (b *Broker) claimAll(batch []claimCall) {
-	claims := make([]store.Claim, len(batch))
-	for i := range batch {
-		claims[i] = batch[i].claim
-	}
-	answers := b.store.Claim(b.life, claims)
-	for i := range batch {
-		batch[i].answer <- answers[i]
+	calls := slices.Clone(batch)
+	done := make(chan struct{})
+	b.tasks.Go(func() {
+		defer close(done)
+		claims := make([]store.Claim, len(calls))
+		for i := range calls {
+			claims[i] = calls[i].claim
+		}
+		for i, answer := range b.store.Claim(b.life, claims) {
+			calls[i].answer <- answer
+		}
+	})
+	patience := time.NewTimer(claimPatience)
+	defer patience.Stop()
+	select {
+	case <-done:
+	case <-patience.C:
 	}
 }
 

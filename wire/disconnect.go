@@ -75,6 +75,12 @@ func AppendDisconnect(dst []byte, v Version, code ReasonCode, reason string) []b
 	if !disconnectCode(code, true) { // [MQTT-3.14.2-1]
 		code = UnspecifiedError
 	}
+	if reason == "" { // in its shortest form (sections 3.14.2.1 and 3.14.2.2.1)
+		if code == Success {
+			return append(dst, byte(DISCONNECT)<<4, 0)
+		}
+		return append(dst, byte(DISCONNECT)<<4, 1, byte(code))
+	}
 	pk := packets.Packet{
 		FixedHeader:     packets.FixedHeader{Type: packets.Disconnect},
 		ProtocolVersion: byte(v),
@@ -82,6 +88,18 @@ func AppendDisconnect(dst []byte, v Version, code ReasonCode, reason string) []b
 	}
 	pk.Properties.ReasonString = reasonString(reason)
 	return encode(dst, pk.DisconnectEncode)
+}
+
+// AppendRedirect appends a DISCONNECT with the Server Reference of another server, for UseAnotherServer and ServerMoved. Below
+// MQTT 5 it appends nothing. That the reference has at most 65,535 bytes is the caller's duty.
+func AppendRedirect(dst []byte, v Version, code ReasonCode, reference string) []byte {
+	if v != V5 {
+		return dst
+	}
+	section := appendString([]byte{packets.PropServerReference}, reference)
+	size := 1 + varintSize(len(section)) + len(section)
+	dst = append(appendVarint(append(dst, byte(DISCONNECT)<<4), size), byte(code))
+	return appendSection(dst, section)
 }
 
 // AppendClientDisconnect appends d, as a client would send it, and returns the longer slice. Below MQTT 5 it has no

@@ -391,9 +391,11 @@ func TestAppendBelowV5(t *testing.T) {
 		"no session refused":  {AppendConnack(nil, V311, &Connack{SessionPresent: true, Code: NotAuthorized}), raw(t, "20 02 00 05")}, // [MQTT-3.2.2-4]
 		"v5 ack, short":       {AppendAck(nil, V5, PUBCOMP, 1, Success), raw(t, "70 02 0001")},
 		"v5 ack with code":    {AppendAck(nil, V5, PUBREC, 1, QuotaExceeded), raw(t, "50 03 0001 97")},
-		"v5 DISCONNECT":       {AppendDisconnect(nil, V5, KeepAliveTimeout, ""), raw(t, "e0 02 8d 00")},
+		"v5 DISCONNECT":       {AppendDisconnect(nil, V5, KeepAliveTimeout, ""), raw(t, "e0 01 8d")},
+		"v5 redirect":         {AppendRedirect(nil, V5, UseAnotherServer, "b:1"), raw(t, "e0 08 9c 06 1c 0003 623a31")},
+		"no redirect":         {AppendRedirect(nil, V311, UseAnotherServer, "b:1"), nil},
 		"v5 with reason":      {AppendDisconnect(nil, V5, ServerBusy, "a\x00\xff"), raw(t, "e0 08 89 06 1f 0003 613f3f")},
-		"v5 code of CONNACK":  {AppendDisconnect(nil, V5, ClientIdentifierNotValid, ""), raw(t, "e0 02 80 00")}, // [MQTT-3.14.2-1]
+		"v5 code of CONNACK":  {AppendDisconnect(nil, V5, ClientIdentifierNotValid, ""), raw(t, "e0 01 80")}, // [MQTT-3.14.2-1]
 		"no packet id":        {AppendSubscribe(nil, V5, &Subscribe{}), nil},
 		"v5 SUBACK":           {AppendSuback(nil, V5, 1, []ReasonCode{NotAuthorized}), raw(t, "90 04 0001 00 87")},
 		"v5 UNSUBACK":         {AppendUnsuback(nil, V5, 1, []ReasonCode{NoSubscriptionExisted}), raw(t, "b0 04 0001 00 11")},

@@ -131,7 +131,8 @@ func (s *Session) settle(e *entry) {
 }
 
 // OnAck takes an acknowledgement of a delivery from the client. code is that of
-// MQTT 5, Success for 3.1.1.
+// MQTT 5, Success for 3.1.1. One that is not of the delivery's handshake is a
+// protocol error: to pass it over would leave the delivery in flight for ever.
 func (s *Session) OnAck(kind AckKind, id uint16, code Code) {
 	if s.closing {
 		return
@@ -144,7 +145,7 @@ func (s *Session) OnAck(kind AckKind, id uint16, code Code) {
 	case kind == Pubrec && e == nil:
 		// (section 4.3.3) the client is told, so that it can let go of its state.
 		s.do(Action{Do: SendAck, Ack: Pubrel, PacketID: id, Code: PacketIDNotFound})
-	case e == nil:
+	case e == nil: // repeated, or of a delivery that the server has forgotten
 	case kind == Puback && e.QoS == 1, kind == Pubcomp && e.QoS == 2 && e.Received:
 		// Until then it is unacknowledged [MQTT-4.3.2-3, MQTT-4.3.3-5], whatever
 		// the code [MQTT-4.4.0-2]; what a member refuses goes to nobody else
@@ -154,6 +155,9 @@ func (s *Session) OnAck(kind AckKind, id uint16, code Code) {
 		s.settle(e) // [MQTT-4.3.3-4, MQTT-4.4.0-2] refused by the client: no PUBREL
 	case kind == Pubrec && e.QoS == 2:
 		s.onPubrec(e)
+	default: // no PUBREL was sent, or the delivery is of the other QoS
+		s.Close(ReasonProtocol)
+		return
 	}
 	s.Pump()
 }

@@ -144,4 +144,5 @@ const (
 	ReasonShutdown   Reason = "drain"       // the server ends
 	ReasonExpired    Reason = "keepalive"   // keep alive ran out
 	ReasonProtocol   Reason = "protocol_error"
+	ReasonAdmin      Reason = "admin" // the operator ends the session
 )

@@ -3,6 +3,7 @@ package session
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -263,16 +264,44 @@ func TestAcknowledgements(t *testing.T) {
 	for name, steps := range map[string][]step{
 		"QoS 1": {
 			{publish("m1", 1), "m1 qos 1 id 1"},
-			{ack(Pubrec, 1), ""}, // not of this QoS
-			{ack(Pubcomp, 1), ""},
 			{ack(Puback, 2), ""}, // unknown
 			{ack(Puback, 1, 0x97), ""},
 			{ack(Puback, 1), ""},
+			{ack(Pubcomp, 1), ""},
+		},
+		"PUBREC of QoS 1": {
+			{publish("m1", 1), "m1 qos 1 id 1"},
+			{ack(Pubrec, 1), "closed: protocol_error, let go"},
+		},
+		"PUBREC of QoS 1 with an error": {
+			{publish("m1", 1), "m1 qos 1 id 1"},
+			{ack(Pubrec, 1, 0x80), "closed: protocol_error, let go"},
+		},
+		"PUBCOMP of QoS 1": {
+			{publish("m1", 1), "m1 qos 1 id 1"},
+			{ack(Pubcomp, 1), "closed: protocol_error, let go"},
+		},
+		"PUBACK of QoS 2": {
+			{publish("m1", 2), "m1 qos 2 id 1"},
+			{ack(Puback, 1), "closed: protocol_error, let go"},
+		},
+		"PUBACK of QoS 2 behind PUBREL": {
+			{publish("m1", 2), "m1 qos 2 id 1"},
+			{ack(Pubrec, 1), "PUBREL 1"},
+			{ack(Puback, 1), "closed: protocol_error, let go"},
+		},
+		"PUBCOMP before PUBREC": {
+			{publish("m1", 2), "m1 qos 2 id 1"},
+			{ack(Pubcomp, 1), "closed: protocol_error, let go"},
+		},
+		"PUBCOMP before PUBREL": {
+			{publish("m1", 2), "m1 qos 2 id 1"},
+			{func(p *play) { p.hold[DoWrite] = true }, ""},
+			{ack(Pubrec, 1), ""},
+			{ack(Pubcomp, 1), "closed: protocol_error"},
 		},
 		"QoS 2": {
 			{publish("m1", 2), "m1 qos 2 id 1"},
-			{ack(Puback, 1), ""},
-			{ack(Pubcomp, 1), ""}, // before PUBREC: nothing is settled
 			{ack(Pubrec, 1), "PUBREL 1"},
 			{ack(Pubrec, 1), "PUBREL 1"}, // repeated
 			{ack(Pubcomp, 1), ""},
@@ -304,7 +333,7 @@ func TestAcknowledgements(t *testing.T) {
 			{func(p *play) { p.release(DoWrite) }, ""}, // a PUBREL would be taken for m4's
 		},
 		"PUBREL for nothing": {
-			{func(p *play) { p.do(func(s *Session) { s.OnPubrel(9) }) }, "PUBCOMP 9 code 0x92"},
+			{func(p *play) { p.do(func(s *Session) { s.OnPubrel(9) }) }, "PUBCOMP 9"},
 		},
 		"PUBLISH and PUBREL repeated": {
 			{func(p *play) { p.send("m1", 2, 7); p.send("m1", 2, 7) }, "PUBREC 7, PUBREC 7"},
@@ -505,12 +534,12 @@ func TestCleanSession(t *testing.T) {
 	}
 	p.want("m0 qos 1 id 1, m1 qos 1 id 2, m2 qos 1 id 3") // three records wait: a bound
 	p.release(DoRecord)
-	p.ack(Puback, 1)
-	p.ack(Puback, 2)
-	p.want("m3 qos 1 id 1, m4 qos 1 id 2")
+	p.ack(Puback, 4)
+	p.ack(Puback, 5)
+	p.want("m3 qos 1 id 4, m4 qos 1 id 5")
 	p.publish("a", "m5", 2)
-	p.ack(Pubrec, 3)
-	p.want("m5 qos 2 id 3, PUBREL 3")
+	p.ack(Pubrec, 6)
+	p.want("m5 qos 2 id 6, PUBREL 6")
 	p.hold[DoWrite] = true
 	p.send("n1", 2, 7)
 	p.do(func(s *Session) { s.OnPubrel(7) })
@@ -525,6 +554,34 @@ func TestCleanSession(t *testing.T) {
 	if _, _, ok := p.m.Owner("c"); ok {
 		t.Error("the session is still there")
 	}
+}
+
+// A clean session that leaves no records: nothing waits for them, and a shared
+// delivery, whose record is the claim, has one all the same (share_test.go).
+func TestCleanSessionUnrecorded(t *testing.T) {
+	t.Parallel()
+	p := newPlay(t)
+	p.expiry, p.o.Unrecorded = 0, true
+	p.retain("a/r", "r0", 1)
+	p.begin("a/#", 2)
+	p.run("a/#", 2, 0)
+	p.hold[DoRecord] = true
+	p.want("r0 qos 1 id 1 retain")
+	p.ack(Puback, 1)
+	for i := range 5 {
+		p.publish("a", fmt.Sprint("m", i), 1)
+		p.ack(Puback, uint16(i+2))
+	}
+	p.want("m0 qos 1 id 2, m1 qos 1 id 3, m2 qos 1 id 4, m3 qos 1 id 5, m4 qos 1 id 6")
+	if n := len(p.m.Records("c", p.s.Owner().SID, 0)); n != 0 {
+		t.Errorf("%d records", n)
+	}
+	p.publish("a", "m5", 2)
+	p.ack(Pubrec, 7)
+	p.ack(Pubcomp, 7)
+	p.want("m5 qos 2 id 7, PUBREL 7")
+	p.close(ReasonNormal)
+	p.want("closed: normal, let go")
 }
 
 // A connection that takes no more: QoS 1 and runs wait; nothing is lost.
@@ -700,6 +757,81 @@ func TestNewChecksOptions(t *testing.T) {
 	}
 }
 
+// The ids of a clean session go round: one that was held is given again after all
+// others, also when some are held on and the window is small, and 65,535 can be held.
+func TestWindowGoesRound(t *testing.T) {
+	t.Parallel()
+	var w window
+	w.init(2, true)
+	add := func() *entry {
+		t.Helper()
+		if !w.room() {
+			t.Fatalf("no room, %d held", w.len())
+		}
+		e := &entry{Flight: schema.Flight{PacketID: w.peek()}}
+		w.add(e)
+		return e
+	}
+	kept := add()
+	if w.settle(add()); kept.PacketID != 1 || w.last != 2 {
+		t.Fatalf("ids %d and %d, want 1 and 2", kept.PacketID, w.last)
+	}
+	for want := 3; want <= 2*maximumPacketIDs; want++ {
+		id := uint16((want-1)%maximumPacketIDs + 1)
+		if id == kept.PacketID {
+			continue
+		}
+		e := add()
+		if e.PacketID != id {
+			t.Fatalf("id %d, want %d", e.PacketID, id)
+		}
+		if w.room() {
+			t.Fatal("room for a third one")
+		}
+		w.settle(e)
+	}
+	w = window{}
+	w.init(maximumPacketIDs, true)
+	seen := map[uint16]bool{0: true}
+	for range maximumPacketIDs {
+		e := add()
+		if seen[e.PacketID] {
+			t.Fatalf("id %d is given twice, or 0", e.PacketID)
+		}
+		seen[e.PacketID] = true
+	}
+	if w.room() || w.peek() != 0 {
+		t.Error("there is room for more than there are ids")
+	}
+}
+
+// What the client has published before its SUBSCRIBE is not delivered for it, however
+// slow the store is; what it publishes behind it is.
+func TestPublishBeforeSubscribe(t *testing.T) {
+	t.Parallel()
+	for _, held := range []Do{DoAppend, DoWrite} { // the append, and the entry of QoS 2 before it
+		p := newPlay(t)
+		p.connect()
+		p.hold[held] = true
+		p.send("before", 2, 1)
+		p.subscribe("x", 1)
+		p.send("behind", 2, 2)
+		p.want("")
+		for range 3 { // each lets the next one come
+			p.release(held)
+			p.flow()
+		}
+		got := strings.Split(p.heard(), ", ")
+		slices.Sort(got)
+		if want := "PUBREC 1, PUBREC 2, SUBACK 100 [1], behind qos 1 id 1"; strings.Join(got, ", ") != want {
+			t.Errorf("held %v: left: %q, want %s", held, got, want)
+		}
+		if log := p.logged(); log != "before behind" {
+			t.Errorf("held %v: the log has %s", held, log)
+		}
+	}
+}
+
 // The window against a plain list: ids are unique, in 1..size, given to what has
 // been free for longest among those that this connection gave, and there is room
 // exactly when one is free.
@@ -708,7 +840,7 @@ func TestWindowProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var w window
 		size := rapid.IntRange(1, 5).Draw(t, "size")
-		w.init(size)
+		w.init(size, false)
 		held := map[uint16]*entry{}
 		last := map[uint16]int{} // when an id was last free again, of those given here
 		seq := uint64(0)

@@ -24,7 +24,7 @@
 // store.Appended that says Stored.
 //
 // Invariant: no packet id stands for two deliveries in flight; ids lie in
-// 1..window.
+// 1..window, but for a clean session's without shared subscriptions, which go round.
 //
 // Invariant: while its connection is open the session forgets nothing of its
 // state [MQTT-4.1.0-1].

@@ -405,7 +405,7 @@ func TestHole_S23_TooLargeAtTheResend(t *testing.T) {
 		return p.heard()
 	},
 		"dropped: too_large, dropped: too_large, PUBREL 2, m3 qos 2 id 1, m4 qos 2 id 2",
-		"m1 is large qos 1 id 1 dup, m2 is large qos 2 id 2 dup", "large-resend")
+		"m1 is large qos 1 id 1 dup, m2 is large qos 2 id 2 dup, closed: protocol_error, let go", "large-resend")
 }
 
 // S24: the run ends, its records are under way; crash. If its end had been stored,

@@ -11,6 +11,7 @@ import (
 
 // incoming is a message from the client, on its way into the log.
 type incoming struct {
+	n   uint64 // its number, as Session.read counts
 	m   *schema.Message
 	qos uint8
 	id  uint16
@@ -53,6 +54,8 @@ func (s *Session) OnPublish(m *schema.Message, id uint16) {
 	if m.QoS == 1 && !s.spend() {
 		return
 	}
+	s.read++
+	p.n = s.read
 	if p.ready && (len(s.ingest) == 0 && !s.asking || !s.on(ruleInOrder)) {
 		s.append(p)
 		return
@@ -121,6 +124,7 @@ func (s *Session) onInboundStored(in *inbound) {
 // drainIngest appends what is ready, up to the first message that is not:
 // nothing overtakes (A: L10). Nor does anything overtake the SUBSCRIBE before it: a
 // message appended before Head is read would lie before the subscription (F-22).
+// What came before the SUBSCRIBE goes on (see ask).
 func (s *Session) drainIngest() {
 	if !s.on(ruleInOrder) {
 		s.ingest = slices.DeleteFunc(s.ingest, func(p incoming) bool {
@@ -131,7 +135,7 @@ func (s *Session) drainIngest() {
 		})
 		return
 	}
-	for !s.asking && len(s.ingest) > 0 && s.ingest[0].ready {
+	for len(s.ingest) > 0 && s.ingest[0].ready && (!s.asking || s.ingest[0].n <= s.requests[0].behind) {
 		p := s.ingest[0]
 		s.ingest[0] = incoming{}
 		s.ingest = s.ingest[1:]
@@ -153,6 +157,7 @@ func (s *Session) append(p incoming) {
 // says is stored is acknowledged [MQTT-4.3.2-4, MQTT-4.3.3-8].
 func (s *Session) OnAppended(a store.Appended) {
 	p := s.appends.pop()
+	s.answered++
 	if a.Outcome == store.InDoubt && s.on(ruleReleaseAppends) {
 		s.lost = true // it may still land: the session is not released, the claimer puts a stopper
 	}
@@ -171,6 +176,7 @@ func (s *Session) OnAppended(a store.Appended) {
 	default:
 		s.acknowledge(&p, codeOf(a.Err))
 	}
+	s.ask()
 }
 
 func (s *Session) acknowledge(p *incoming, code Code) {
@@ -211,13 +217,17 @@ func (s *Session) release2(id uint16, in *inbound) {
 // committed, before PUBCOMP leaves [MQTT-4.3.3-11]. From then on the identifier
 // stands for a new message [MQTT-4.3.3-12]. Acknowledgements bear the identifier
 // of what they answer [MQTT-2.2.1-5].
+//
+// An identifier that is not known has been released before: PUBREL follows a PUBREC,
+// and that a commit. The client lacks the PUBCOMP, and 0x92 would have it tell its
+// application of a failure.
 func (s *Session) OnPubrel(id uint16) {
 	if s.closing {
 		return
 	}
 	in := s.inbound[id]
 	if in == nil {
-		s.do(Action{Do: SendAck, Ack: Pubcomp, PacketID: id, Code: PacketIDNotFound})
+		s.do(Action{Do: SendAck, Ack: Pubcomp, PacketID: id})
 		return
 	}
 	if s.o.Clean || !s.on(ruleInboundOut) {

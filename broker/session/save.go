@@ -50,7 +50,7 @@ func (s *Session) OnWritten(err error, lost bool) {
 		s.saving = false
 	}
 	if w.kind == wroteEnd {
-		s.stage = ended
+		s.stage, s.lost = ended, s.lost || err != nil
 		s.do(Action{Do: DoEnd})
 		return
 	}
@@ -162,6 +162,14 @@ func (s *Session) Close(why Reason) {
 // DISCONNECT, and with which session expiry.
 func (s *Session) SetRelease(normal bool, expiry uint32, setExpiry bool) {
 	s.release.Normal, s.release.Expiry, s.release.SetExpiry = normal, expiry, setExpiry
+}
+
+// LetGo tells, once DoEnd has come, whether the session was released, and how it was to
+// be: without that it is another's, or still this owner's in the store.
+func (s *Session) LetGo() (how store.Release, released bool) {
+	how = s.release
+	how.Owner = s.o.Owner
+	return how, !s.lost
 }
 
 // Reason gives why the session is closing, "" while it is not.

@@ -25,10 +25,14 @@ type Options struct {
 	// Clean: the session ends with the connection. Its deliveries are recorded
 	// after they are sent, and no cursor is saved.
 	Clean bool
+	// Unrecorded: the deliveries of a clean session leave no record. A delivery of
+	// a shared subscription always does: its record is the claim.
+	Unrecorded bool
 	// CanRefuse: the protocol can answer a message with a failure (MQTT 5).
 	CanRefuse bool
-	// Window bounds packet ids and the flight, 1..65535. The caller has already
-	// taken the smaller of the setting and the client's Receive Maximum.
+	// Window bounds the flight, and the packet ids but those of a clean session,
+	// 1..65535. The caller has already taken the smaller of the setting and the
+	// client's Receive Maximum.
 	Window int
 	// Quota is the client's Receive Maximum, for what is resent, 1..65535.
 	Quota int
@@ -91,10 +95,13 @@ type Session struct {
 	runs      []*subscription          // those with a retained run
 	filters   []string                 // of subs, in order; nil: not made yet
 	requests  []request                // SUBSCRIBE and UNSUBSCRIBE, one at a time
-	asking    bool                     // DoHead is under way for requests[0]
+	asking    bool                     // requests[0] waits for its turn (see ask), or DoHead is under way for it
+	asked     bool                     // DoHead is under way
 	inbound   map[uint16]*inbound
 	ingest    []incoming     // read, and waiting for an inbound entry
 	appends   fifo[incoming] // in the store, in order
+	read      uint64         // the client's messages so far
+	answered  uint64         // those that the store has answered: the first ones
 	writes    fifo[written]  // session writes under way, in order
 	used      int            // of the client's quota (ReceiveMaximum)
 	runsDirty bool
@@ -134,7 +141,7 @@ func New(o Options, c *store.Claimed) (*Session, error) {
 		o: o, taken: c.Cursor.After.Clone(), after: c.Cursor.After.Clone(), begin: o.H(),
 		seq: c.Cursor.Seq, rseq: c.Cursor.Seq, dirty: !c.Released && c.Present, lastSaved: o.Now(),
 	}
-	s.win.init(o.Window)
+	s.win.init(o.Window, o.Clean)
 	for _, f := range c.Cursor.Flight {
 		e := &entry{Flight: f, committed: true}
 		s.win.restore(e)

@@ -34,6 +34,9 @@ func (s *Session) setShared(sub *subscription) {
 	if s.shared == nil {
 		s.shared = make(map[string]*subscription)
 	}
+	if !s.sharing && s.o.Clean {
+		s.win.bind() // its records count from now on: see window
+	}
 	s.shared[sub.Filter], s.sharing = sub, true
 }
 

@@ -141,6 +141,44 @@ func TestSharedResumed(t *testing.T) {
 	}
 }
 
+// A clean session that shares has records that a claimer reads: its ids stay in the
+// window, whatever it had before, so that at most a window of what was acknowledged
+// and not saved goes back to the group after a crash.
+func TestSharedIDsStayInTheWindow(t *testing.T) {
+	t.Parallel()
+	a := newSharer(t, Options{Clean: true}, store.Claimed{})
+	for range 10 { // its ids have gone round before
+		a.win.settle(func() *entry {
+			e := &entry{Flight: schema.Flight{PacketID: a.nextID()}}
+			a.win.add(e)
+			return e
+		}())
+	}
+	held := &entry{Flight: schema.Flight{PacketID: a.nextID()}}
+	a.win.add(held)
+	a.subscribe(sharedT)
+	a.OnWritten(nil, false)
+	a.Actions()
+	var left []schema.Delivery
+	for n := range uint64(9) {
+		if got := a.OfferShared(sharedMsg(50+n, 1), sharedT, true); got != Took {
+			t.Fatalf("answers %d", got)
+		}
+		d := a.does(DoRecord)[0].Delivery
+		left = append(left, *d)
+		a.OnRecorded(nil, false)
+		a.OnAck(Puback, d.PacketID, 0)
+		a.Actions()
+		if d.PacketID < 1 || d.PacketID > 3 {
+			t.Fatalf("id %d, beside %d, in a window of 3", d.PacketID, held.PacketID)
+		}
+	}
+	var c schema.SessionCursor
+	if c.Recover(left, nil, nil); len(c.Flight) > 3 {
+		t.Errorf("%d are in doubt after a crash, the window is 3", len(c.Flight))
+	}
+}
+
 // Invariant: the record of a shared delivery is committed before it leaves, also in a
 // clean session; it does not move the session's own place.
 func TestSharedRecordFirst(t *testing.T) {

@@ -290,6 +290,7 @@ func (o *owned) carry(a Action) {
 		default:
 			o.pub.Fail()
 		}
+		must(a.Reason != ReasonProtocol, "%s was closed for a protocol error", o.client)
 		must(a.Reason != ReasonReceiveMax || !o.c.dev.solo, "%s was closed for more than its Receive Maximum", o.client)
 		o.c.close()
 	case Count:

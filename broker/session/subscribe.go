@@ -19,6 +19,7 @@ type subscription struct {
 // request is a SUBSCRIBE or UNSUBSCRIBE that waits for its turn.
 type request struct {
 	id          uint16
+	behind      uint64                // the client's message that it came behind, as Session.read counts
 	subscribe   []schema.Subscription // valid ones, in order
 	codes       []Code                // the whole answer; those of `subscribe` are set when granted
 	unsubscribe []string
@@ -65,7 +66,7 @@ func (s *Session) Subscribed(filter string) bool { return s.subscribed(filter) !
 // codes of the whole answer in order, in which those of the valid filters hold
 // the QoS granted.
 func (s *Session) OnSubscribe(id uint16, subs []schema.Subscription, codes []Code) {
-	s.requests = append(s.requests, request{id: id, subscribe: subs, codes: codes})
+	s.requests = append(s.requests, request{id: id, behind: s.read, subscribe: subs, codes: codes})
 	s.nextRequest()
 }
 
@@ -94,19 +95,8 @@ func (s *Session) nextRequest() {
 	for len(s.requests) > 0 && !s.asking && !s.closing {
 		r := s.requests[0]
 		if len(r.subscribe) > 0 {
-			// The hub matches the filters from before Head is read, so that
-			// nothing that commits after Head is processed without them.
-			filters := make([]string, 0, len(r.subscribe))
-			for i := range r.subscribe {
-				if _, shared := schema.CutShare(r.subscribe[i].Filter); !shared {
-					filters = append(filters, r.subscribe[i].Filter)
-				}
-			}
 			s.asking = true
-			if len(filters) > 0 {
-				s.do(Action{Do: DoFilters, Filters: filters})
-			}
-			s.do(Action{Do: DoHead})
+			s.ask()
 			return
 		}
 		s.requests = s.requests[1:]
@@ -121,9 +111,36 @@ func (s *Session) nextRequest() {
 	}
 }
 
+// ask asks for the place of the first SUBSCRIBE, once the store has answered for
+// everything that the client published before it: that lies before the
+// subscription, as it came before.
+func (s *Session) ask() {
+	if !s.asking || s.asked || s.closing || s.answered < s.requests[0].behind {
+		return
+	}
+	// The hub matches the filters from before Head is read, so that nothing that
+	// commits after Head is processed without them.
+	var filters []string
+	for i := range s.requests[0].subscribe {
+		if filter := s.requests[0].subscribe[i].Filter; !isShared(filter) {
+			filters = append(filters, filter)
+		}
+	}
+	s.asked = true
+	if len(filters) > 0 {
+		s.do(Action{Do: DoFilters, Filters: filters})
+	}
+	s.do(Action{Do: DoHead})
+}
+
+func isShared(filter string) bool {
+	_, shared := schema.CutShare(filter)
+	return shared
+}
+
 // OnHead brings what DoHead asked for; on an error the connection ends.
 func (s *Session) OnHead(head schema.Cursor, err error) {
-	s.asking = false
+	s.asking, s.asked = false, false
 	if s.closing || len(s.requests) == 0 {
 		s.finish()
 		return

@@ -173,11 +173,13 @@ func (s *Session) record(m *schema.Message, e *entry, now time.Time) {
 		e.size = m.Size()
 		s.unsent += e.size
 	}
-	s.recording.push(e)
-	s.do(Action{Do: DoRecord, Delivery: &schema.Delivery{
-		ID: s.o.NewID(now), Owner: s.o.Owner, Seq: e.Seq, Topic: m.Topic, MessageID: m.ID, Mark: m.Mark,
-		PacketID: e.PacketID, QoS: e.QoS, Retained: e.Retained, Group: e.Group, Dropped: e.dropped, Host: s.o.Host, Created: now,
-	}})
+	if !e.committed || !s.o.Unrecorded {
+		s.recording.push(e)
+		s.do(Action{Do: DoRecord, Delivery: &schema.Delivery{
+			ID: s.o.NewID(now), Owner: s.o.Owner, Seq: e.Seq, Topic: m.Topic, MessageID: m.ID, Mark: m.Mark,
+			PacketID: e.PacketID, QoS: e.QoS, Retained: e.Retained, Group: e.Group, Dropped: e.dropped, Host: s.o.Host, Created: now,
+		}})
+	}
 	if e.Group == "" { // a group's message does not stand in this session's line
 		s.follow(step{kind: stepRecord, e: e})
 	}

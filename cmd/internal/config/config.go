@@ -27,6 +27,8 @@ type Config struct {
 	Limits  limits      `koanf:"limits"`
 	Metrics metrics     `koanf:"metrics"`
 
+	ServerReference string `koanf:"server_reference" doc:"other servers that MQTT 5 clients are sent to when this one stops, as host:port, more than one with blanks between; empty: none"`
+
 	ConnectTimeout Duration `koanf:"connect_timeout" doc:"how long a new connection may take to send its CONNECT" min:"100ms" max:"10m"`
 	DrainTimeout   Duration `koanf:"drain_timeout" doc:"how long a stopping broker waits for its clients and for writes under way" min:"0s" max:"10m"`
 }
@@ -36,7 +38,7 @@ type node struct {
 }
 
 type httpAddress struct {
-	Addr string `koanf:"addr" doc:"address of /metrics, /livez and /readyz; off: no HTTP"`
+	Addr string `koanf:"addr" doc:"address of /metrics, /livez, /readyz and, for this machine alone, /api; off: no HTTP"`
 }
 
 type logging struct {
@@ -48,9 +50,13 @@ type storage struct {
 	URL         string    `koanf:"url" doc:"embedded: the log inside this process; mongodb://…: a MongoDB replica set" secret:"true"`
 	Data        string    `koanf:"data" doc:"directory of the embedded log"`
 	DiskReserve Reserve   `koanf:"disk_reserve" doc:"free disk space below which publishes are refused; auto: 5 % of the file system, from 16MiB to 512MiB"`
+	Records     string    `koanf:"records" doc:"full: each delivery leaves a record for as long as retention says; window: none of clean sessions, and on MongoDB none below a saved cursor" enum:"full,window"`
 	Retention   retention `koanf:"retention"`
 	Mongo       database  `koanf:"mongo"`
 }
+
+// Window tells whether records are kept only as long as a crash needs them.
+func (s storage) Window() bool { return s.Records == "window" }
 
 type database struct {
 	Database         string `koanf:"database" doc:"name of the MongoDB database"`
@@ -81,6 +87,8 @@ type limits struct {
 	Connections            int      `koanf:"connections" doc:"connections at the same time" min:"1" max:"10000000"`
 	Sessions               int      `koanf:"sessions" doc:"sessions, connected or not" min:"1" max:"100000000"`
 	TopicLevels            int      `koanf:"topic_levels" doc:"levels in a topic or a filter" min:"8" max:"32768"`
+	TopicBytes             int      `koanf:"topic_bytes" doc:"bytes of a topic or a filter" min:"64" max:"65535"`
+	TopicAliases           int      `koanf:"topic_aliases" doc:"topics that one connection may name by a number; each stays in memory" min:"1" max:"65535"`
 	RetainedBytes          Size     `koanf:"retained_bytes" doc:"memory for retained messages" min:"1MiB" max:"1TiB"`
 	SessionExpiryMax       Expiry   `koanf:"session_expiry_max" doc:"longest session expiry that a client gets, as a time or in seconds; never: no bound"`
 	KeepAliveMax           Duration `koanf:"keep_alive_max" doc:"longest keep alive that a client gets" min:"1s" max:"65535s"`
@@ -101,6 +109,7 @@ func Default() Config {
 			URL:         Embedded,
 			Data:        "./data",
 			DiskReserve: ReserveAuto,
+			Records:     "full",
 			Retention:   retention{Messages: Duration(365 * day), Records: Duration(30 * day)},
 			Mongo: database{
 				Database: "mqtt", Message: "message", Subscription: "subscription", PublishedMessage: "publishedMessage",
@@ -119,6 +128,8 @@ func Default() Config {
 			Connections:            100_000,
 			Sessions:               1_000_000,
 			TopicLevels:            256,
+			TopicBytes:             65535,
+			TopicAliases:           10,
 			RetainedBytes:          256 * mib,
 			SessionExpiryMax:       ExpiryNever,
 			KeepAliveMax:           Duration(65535 * time.Second),

@@ -70,3 +70,24 @@ func (b *Backoff) Wait(ctx context.Context) error {
 
 // Reset starts again from the shortest time.
 func (b *Backoff) Reset() { b.next = 0 }
+
+// Persist dials until it succeeds. It gives up when ctx ends, with its error, when another attempt would do no good (see
+// Verdict), or when enough says so after a failure; the error of the last attempt then carries its exit code.
+func Persist(ctx context.Context, o Options, s Session, enough func() bool) (*Conn, error) {
+	var wait Backoff
+	for {
+		conn, err := Dial(ctx, o, s)
+		if err == nil {
+			return conn, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if code, final := Verdict(err); final || enough() {
+			return nil, exit.With(code, err)
+		}
+		if err := wait.Wait(ctx); err != nil {
+			return nil, err
+		}
+	}
+}

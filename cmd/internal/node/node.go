@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"runtime/debug"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"rewindmq/broker"
+	"rewindmq/cmd/internal/api"
 	"rewindmq/cmd/internal/config"
 	"rewindmq/cmd/internal/exit"
 	"rewindmq/fanout"
@@ -42,7 +44,8 @@ type Node struct {
 	name      string
 	where     string
 	store     store.Store
-	log       *embedded.Log // nil when the store is not embedded
+	now       func() time.Time // the store's clock; nil: the machine's
+	log       *embedded.Log    // nil when the store is not embedded
 	broker    *broker.Broker
 	metrics   *broker.Metrics
 	listeners []*wire.Listener
@@ -118,7 +121,7 @@ func (n *Node) openMongo(c *config.Config, reg prometheus.Registerer, log *zap.L
 	if err != nil {
 		return err
 	}
-	n.store = s
+	n.store, n.now = s, s.Now
 	n.where = "MongoDB at " + config.Redact(c.Store.URL) + ", database " + o.Database
 	return nil
 }
@@ -140,12 +143,14 @@ func (n *Node) openBroker(c *config.Config, reg prometheus.Registerer, log *zap.
 	l := &c.Limits
 	n.broker, err = broker.New(n.store, broker.Options{
 		Node: n.name, MaximumPacketSize: int(l.PacketSize), Window: l.Window, ReceiveMaximum: l.ReceiveMaximum,
-		SessionQueue: l.SessionQueue, HubCacheBytes: int64(l.HubCache), RetainedBytes: int64(l.RetainedBytes),
+		Unrecorded: c.Store.Window(), SessionQueue: l.SessionQueue, HubCacheBytes: int64(l.HubCache),
+		RetainedBytes:          int64(l.RetainedBytes),
 		SubscriptionsPerClient: l.SubscriptionsPerClient, FiltersPerSubscribe: l.FiltersPerSubscribe,
-		Connections: l.Connections, Sessions: l.Sessions, TopicLevels: l.TopicLevels,
+		Connections: l.Connections, Sessions: l.Sessions, TopicLevels: l.TopicLevels, TopicBytes: l.TopicBytes, TopicAliases: l.TopicAliases,
+		ServerReference:  c.ServerReference,
 		SessionExpiryMax: uint32(l.SessionExpiryMax), KeepAliveMax: keepAlive(time.Duration(l.KeepAliveMax)),
 		ConnectTimeout: time.Duration(c.ConnectTimeout), DrainTimeout: time.Duration(c.DrainTimeout),
-		Log: log.Named("broker"), Metrics: metrics, Replay: replays, Hub: hub,
+		Now: n.now, Log: log.Named("broker"), Metrics: metrics, Replay: replays, Hub: hub,
 	})
 	return err
 }
@@ -201,6 +206,14 @@ func (n *Node) Started() <-chan struct{} { return n.broker.Started() }
 
 // Ready tells whether the node serves; the error is for people.
 func (n *Node) Ready(ctx context.Context) error { return n.broker.Ready(ctx) }
+
+// API answers the operator's questions about sessions and retained messages.
+func (n *Node) API() http.Handler {
+	return api.New(struct {
+		store.Directory
+		*broker.Broker
+	}{n.store, n.broker}, n.broker)
+}
 
 // Checkpoint copies the running log into a new directory.
 func (n *Node) Checkpoint(ctx context.Context, dir string) error {

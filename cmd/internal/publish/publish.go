@@ -200,27 +200,24 @@ func (r *run) connect(ctx context.Context, first bool) (*link.Conn, error) {
 		// Longer than this client would try, so that the session cannot end under it.
 		session.Expiry = uint32(r.o.Timeout/time.Second) + 3600
 	}
-	var wait link.Backoff
-	for begun := time.Now(); ; {
-		conn, err := link.Dial(ctx, r.o.Link, session)
-		if err == nil {
-			return conn, nil
+	begun := time.Now()
+	conn, err := link.Persist(ctx, r.o.Link, session, func() bool {
+		if first {
+			return time.Since(begun) >= r.o.ConnectWait
 		}
-		if ctx.Err() != nil {
-			return nil, r.interrupted()
-		}
-		code, final := link.Verdict(err)
-		switch {
-		case final, first && time.Since(begun) >= r.o.ConnectWait:
-			return nil, exit.With(code, err)
-		case !first && time.Since(r.moved) >= r.o.Timeout:
-			r.o.Notice(err.Error())
-			return nil, r.gaveUp()
-		}
-		if wait.Wait(ctx) != nil {
-			return nil, r.interrupted()
-		}
+		return time.Since(r.moved) >= r.o.Timeout
+	})
+	if err == nil {
+		return conn, nil
 	}
+	switch _, final := link.Verdict(err); {
+	case ctx.Err() != nil:
+		return nil, r.interrupted()
+	case first, final:
+		return nil, err
+	}
+	r.o.Notice(err.Error())
+	return nil, r.gaveUp()
 }
 
 // begin tells the flight about a new connection.

@@ -130,22 +130,8 @@ func (r *run) connect(ctx context.Context, first bool) (*link.Conn, error) {
 	if r.o.Persistent {
 		session.Expiry = r.o.Expiry
 	}
-	var wait link.Backoff
-	for begun := time.Now(); ; {
-		conn, err := link.Dial(ctx, r.o.Link, session)
-		if err == nil {
-			return conn, nil
-		}
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		if code, final := link.Verdict(err); final || first && time.Since(begun) >= r.o.ConnectWait {
-			return nil, exit.With(code, err)
-		}
-		if err := wait.Wait(ctx); err != nil {
-			return nil, err
-		}
-	}
+	begun := time.Now()
+	return link.Persist(ctx, r.o.Link, session, func() bool { return first && time.Since(begun) >= r.o.ConnectWait })
 }
 
 // serve works on one connection until it fails, ctx ends or there are enough messages.
