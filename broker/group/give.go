@@ -18,6 +18,7 @@ type entry struct {
 	// doubt: its claim may be there; the store is asked before it is given again. A
 	// second claim would be refused, but at QoS 0 there is none.
 	doubt doubt
+	key   key       // if it was parked
 	at    time.Time // since when it is parked
 }
 
@@ -80,9 +81,15 @@ func (g *Group) take(m *schema.Message, isLive bool) bool {
 		g.pass(m)
 		return true
 	}
-	if !g.turn(m.ID) {
-		g.park(m)
-		return true
+	if len(g.nodes) > 0 {
+		switch k := keyOf(m); {
+		case m.QoS > 0 && (!g.turn(k) || g.behind(k)):
+			g.park(m, k)
+			return true
+		case m.QoS == 0 && !g.turn(k):
+			g.pass(m)
+			return true
+		}
 	}
 	by, v := g.give(m, isLive)
 	switch v {

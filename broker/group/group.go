@@ -82,6 +82,7 @@ type Group struct {
 	self          schema.ID
 	nodes         []schema.ID // those with members, as of the last OnOpened
 	parked        []*entry    // given by other nodes, as far as known; in the order taken
+	parkedOf      map[key]int // how many of them have a key
 
 	out []Action
 }

@@ -96,7 +96,9 @@ func (b *table) live(d store.Group, members ...*hand) {
 }
 
 func msg(n uint64, qos uint8) *schema.Message {
-	return &schema.Message{ID: schema.ID{11: byte(n), 10: byte(n >> 8)}, Mark: schema.Mark{Lane: 1, N: n}, Topic: "t", QoS: qos}
+	return &schema.Message{
+		ID: schema.ID{11: byte(n), 10: byte(n >> 8)}, Mark: schema.Mark{Lane: 1, N: n}, Topic: "t", ClientID: fmt.Sprint("p", n), QoS: qos,
+	}
 }
 
 func (b *table) offer(from, to uint64) {
@@ -504,4 +506,80 @@ func TestTurnOfAnother(t *testing.T) {
 		x.g.OnClaimed(a, msg(k, 1).ID, store.Refused) // another was first after all
 	}
 	after("all is answered for", n)
+}
+
+// P4: the messages of a publisher on a topic are one node's turn. When that node dies,
+// another gives what it has left, in order, and what comes meanwhile waits behind it,
+// though it is this node's turn by then.
+func TestTurnKeepsOrder(t *testing.T) {
+	t.Parallel()
+	one, two := schema.ID{11: 1}, schema.ID{11: 2}
+	a := &hand{room: 1000, qos: 1}
+	x := newTable(t, Options{})
+	d := store.Group{After: schema.At(1, 0), Self: one, Nodes: []schema.ID{one, two}}
+	x.live(d, a)
+	publisher := "" // whose turn is the other node's
+	for n := 0; publisher == "" || x.g.turn(keyOf(&schema.Message{ClientID: publisher, Topic: "t"})); n++ {
+		publisher = fmt.Sprint("p", n)
+	}
+	of := func(n uint64) *schema.Message {
+		m := msg(n, 1)
+		m.ClientID = publisher
+		return m
+	}
+	offer := func(from, to uint64) {
+		for n := from; n <= to; n++ {
+			if !x.g.Offer(of(n)) {
+				t.Fatalf("message %d is refused", n)
+			}
+		}
+	}
+	lookUp := func() {
+		x.wants("what is given is looked up", DoLookup)
+		var msgs []*schema.Message
+		for _, r := range x.out[0].Refs {
+			msgs = append(msgs, of(r.Mark.N))
+		}
+		x.g.OnLookup(x.out[0].Refs, msgs, nil)
+	}
+	offer(1, 4)
+	x.now = x.now.Add(shareEvery)
+	x.g.Tick(x.h)
+	x.did()
+	offer(5, 6)
+	// The other has given two, and is gone. One more has come meanwhile: it is not its
+	// turn any more, but the older ones of its publisher are not given yet.
+	d.Nodes = []schema.ID{one}
+	d.Claimed = []store.Ref{{ID: of(1).ID, Mark: of(1).Mark}, {ID: of(2).ID, Mark: of(2).Mark}}
+	x.g.OnOpened(d, nil)
+	offer(7, 8)
+	for len(a.got) < 4 {
+		lookUp()
+	}
+	if want := []uint64{3, 4, 5, 6, 7, 8}; !slices.Equal(a.got, want) {
+		t.Errorf("gave %v, want %v", a.got, want)
+	}
+	// And the other way: it comes back while some are parked, and goes again.
+	d.Nodes, d.Claimed = []schema.ID{one, two}, nil
+	reopen := func() {
+		x.now = x.now.Add(refreshEvery)
+		x.g.Tick(x.h)
+		x.did()
+		x.g.OnOpened(d, nil)
+	}
+	reopen()
+	offer(9, 9)
+	x.g.nodes = []schema.ID{one} // what is known changes, and 9 is still parked
+	offer(10, 10)
+	if len(a.got) != 6 {
+		t.Errorf("gave %v: 10 has overtaken 9", a.got[6:])
+	}
+	d.Nodes = []schema.ID{one}
+	reopen()
+	for len(a.got) < 8 {
+		lookUp()
+	}
+	if got := a.got[6:]; !slices.Equal(got, []uint64{9, 10}) {
+		t.Errorf("gave %v, want 9 and 10", got)
+	}
 }

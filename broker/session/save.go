@@ -128,7 +128,11 @@ func (s *Session) save() {
 	for _, e := range s.win.flight {
 		// What else a clean session has in flight ends with it.
 		if e.committed && (!s.o.Clean || e.Group != "") {
-			c.Flight = append(c.Flight, e.Flight)
+			f := e.Flight
+			// A MarkReceived under way is committed before this write: writes go in
+			// order. Its record alone would speak for it, and that has a TTL.
+			f.Received = f.Received || e.receiving
+			c.Flight = append(c.Flight, f)
 		}
 	}
 	slices.SortFunc(c.Flight, func(a, b schema.Flight) int { return int(int64(a.Seq) - int64(b.Seq)) })
