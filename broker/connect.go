@@ -187,7 +187,12 @@ func (c *conn) agree(p *wire.Connect, ack *wire.Connack) {
 // comes after them.
 func (c *conn) open(p *wire.Connect, ack *wire.Connack, claimed *store.Claimed) error {
 	b, cl := c.b, c.cl
-	s, err := session.New(b.sessionOptions(p, claimed.Owner, c.clientExpiry == 0), claimed)
+	o := b.sessionOptions(p, claimed.Owner, c.clientExpiry == 0)
+	var headErr error
+	if claimed.Present && !claimed.Released {
+		o.Begin, headErr = b.store.Head(c.ctx)
+	}
+	s, err := session.New(o, claimed)
 	if err != nil {
 		return err
 	}
@@ -197,7 +202,7 @@ func (c *conn) open(p *wire.Connect, ack *wire.Connack, claimed *store.Claimed) 
 	cl.membership = b.hub.Join(cl)
 	cl.mu.Unlock()
 	c.out.drained = cl.drained
-	if err := b.keeper.publish(c.ctx, cl.id, claimed.Wills); err != nil {
+	if err := errors.Join(headErr, b.keeper.publish(c.ctx, cl.id, claimed.Wills)); err != nil {
 		b.storeTrouble("will", cl.id, err)
 		cl.input(func(s *session.Session) { s.Close(session.ReasonStore) })
 		return errRefused

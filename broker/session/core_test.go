@@ -757,6 +757,29 @@ func TestNewChecksOptions(t *testing.T) {
 	}
 }
 
+// While a record is under way, what passes behind it without one takes no memory.
+func TestLineStaysShort(t *testing.T) {
+	t.Parallel()
+	p := newPlay(t)
+	p.begin("a", 1)
+	p.hold[DoRecord] = true
+	p.publish("a", "m", 1)
+	for i := range 1000 {
+		p.publish("a", fmt.Sprint("q", i), 0)
+		p.do(func(s *Session) { s.Merge(p.h) })
+	}
+	if n := len(p.s.line); n > 10 {
+		t.Errorf("%d steps wait", n)
+	}
+	if !p.s.after.After(schema.Mark{Lane: p.h.Newest(), N: 1}) {
+		t.Errorf("after %v covers what is under way", p.s.after)
+	}
+	p.release(DoRecord)
+	if len(p.s.line) > 0 || !p.s.after.Covers(p.h) {
+		t.Errorf("%d steps wait, after %v, H %v", len(p.s.line), p.s.after, p.h)
+	}
+}
+
 // The ids of a clean session go round: one that was held is given again after all
 // others, also when some are held on and the window is small, and 65,535 can be held.
 func TestWindowGoesRound(t *testing.T) {

@@ -23,8 +23,20 @@ const (
 )
 
 // follow lets after follow by one step, as soon as every record before it is
-// committed.
+// committed. Of messages in a row that need no record the last one of each lane
+// speaks for all, and of merges the last: so the line grows with the records that are
+// under way, and not with what passes behind them.
 func (s *Session) follow(st step) {
+	for i := len(s.line) - 1; i >= 0 && s.line[i].kind == st.kind; i-- {
+		switch {
+		case st.kind == stepMerge:
+			s.line[i].h = st.h
+			return
+		case st.kind == stepMark && s.line[i].mark.Lane == st.mark.Lane:
+			s.line[i].mark = st.mark
+			return
+		}
+	}
 	s.line = append(s.line, st)
 	s.drainLine()
 }

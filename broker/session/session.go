@@ -59,6 +59,10 @@ type Options struct {
 	H func() schema.Cursor
 	// Retained is walked through by retained runs. REQUIRED.
 	Retained Retained
+	// Begin is where QoS 0 begins, beside H: a former connection that has not
+	// released the session may have got more of it than H covers, from a hub that
+	// was ahead, and left no trace (P4).
+	Begin schema.Cursor
 }
 
 // Session is the state of one session while a connection owns it. Not safe for
@@ -138,7 +142,7 @@ func New(o Options, c *store.Claimed) (*Session, error) {
 		return nil, fmt.Errorf("session: %q: window %d, quota %d, receive maximum %d: want 1..%d", o.Owner.ClientID, o.Window, o.Quota, o.ReceiveMaximum, maximumPacketIDs)
 	}
 	s := &Session{
-		o: o, taken: c.Cursor.After.Clone(), after: c.Cursor.After.Clone(), begin: o.H(),
+		o: o, taken: c.Cursor.After.Clone(), after: c.Cursor.After.Clone(), begin: begin(&o),
 		seq: c.Cursor.Seq, rseq: c.Cursor.Seq, dirty: !c.Released && c.Present, lastSaved: o.Now(),
 	}
 	s.win.init(o.Window, o.Clean)
@@ -173,6 +177,12 @@ func (s *Session) Actions() []Action {
 	a := s.out
 	s.out, s.spent = nil, 0
 	return a
+}
+
+func begin(o *Options) schema.Cursor {
+	at := o.H().Clone()
+	at.Merge(o.Begin)
+	return at
 }
 
 // Start begins: the filters are announced, the flight is sent again, and the log

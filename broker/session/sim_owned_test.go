@@ -194,7 +194,12 @@ func newOwned(n *node, c *conn, a *store.Claimed) *owned {
 		limit = 10
 		o.l.small = true
 	}
+	var begin schema.Cursor
+	if a.Present && !a.Released && w.off.adapter&ruleBeginAtHead == 0 {
+		begin = w.m.Head()
+	}
 	s, err := New(Options{
+		Begin: begin,
 		Owner: a.Owner, Clean: c.cfg.expiry == 0, CanRefuse: c.cfg.v5,
 		Window: min(simWindow, c.cfg.receiveMaximum), Quota: c.cfg.receiveMaximum, ReceiveMaximum: simReceive,
 		MaximumPacketSize: limit, Queue: simQueue, Host: n.name, Now: n.now, Retained: n,

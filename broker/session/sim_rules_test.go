@@ -27,6 +27,7 @@ var coreRules = map[string]rule{
 var adapterRules = map[string]adapterRule{
 	"txn": ruleTxn, "look": ruleLook, "will-alike": ruleWillAlike,
 	"behind-fails": ruleBehindFails, "record-stops": ruleRecordStops, "write-stops": ruleWriteStops,
+	"begin-at-head": ruleBeginAtHead,
 }
 
 func without(name string) broken {
@@ -62,6 +63,7 @@ var roughFor = map[string]func(*weather){
 	"save-rise":       roughRises,
 	"will-guard":      roughWills,
 	"txn":             roughWrites,
+	"begin-at-head":   roughRecords,
 }
 
 func ruleNames() []string {
@@ -73,6 +75,7 @@ func ruleNames() []string {
 // proofs holds, for each rule, a seed whose run fails without it.
 var proofs = map[string]uint64{
 	"before":          1023,
+	"begin-at-head":   3588,
 	"behind-fails":    810,
 	"claim-cas":       95,
 	"claim-token":     10,

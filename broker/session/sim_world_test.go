@@ -53,6 +53,7 @@ const (
 	ruleWillAlike                           // a will's message is made of what identifies it: twice is once
 	ruleBehindFails                         // what is behind a message that failed fails too
 	ruleRecordStops                         // behind a record of a session that failed, none of its later ones is made
+	ruleBeginAtHead                         // QoS 0 to a session that was not released begins at Head
 	ruleWriteStops                          // behind a write of a session that failed, none of its later ones is made
 )
 
