@@ -188,10 +188,8 @@ func (c *conn) agree(p *wire.Connect, ack *wire.Connack) {
 func (c *conn) open(p *wire.Connect, ack *wire.Connack, claimed *store.Claimed) error {
 	b, cl := c.b, c.cl
 	o := b.sessionOptions(p, claimed.Owner, c.clientExpiry == 0)
-	var headErr error
-	if claimed.Present && !claimed.Released {
-		o.Begin, headErr = b.store.Head(c.ctx)
-	}
+	begin, headErr := b.begin(c.ctx, claimed)
+	o.Begin = begin
 	s, err := session.New(o, claimed)
 	if err != nil {
 		return err
@@ -247,6 +245,15 @@ func (c *conn) open(p *wire.Connect, ack *wire.Connack, claimed *store.Claimed) 
 	b.o.Log.Info("connection opened", zap.String("client", cl.id), zap.String("remote", remote(c.nc)),
 		zap.Stringer("protocol", c.version), zap.Bool("present", claimed.Present), zap.Uint64("epoch", claimed.Epoch))
 	return nil
+}
+
+// begin gives where QoS 0 begins for a session that its former connection has not
+// released, see session.Options.Begin.
+func (b *Broker) begin(ctx context.Context, claimed *store.Claimed) (schema.Cursor, error) {
+	if !claimed.Present || claimed.Released {
+		return schema.Cursor{}, nil
+	}
+	return b.store.Head(ctx)
 }
 
 // unopened refuses a CONNECT whose session has been claimed, and lets go of the

@@ -21,6 +21,7 @@ func (w *laneWriter) write(a lane.Action) {
 	}
 	began := time.Now()
 	v := w.judged(w.insert(docs), len(docs))
+	w.wrote, w.wroteIn = v.Stored, time.Since(began)
 	if m := w.s.o.Metrics; m != nil && !v.Doubt {
 		m.BatchMessages.Observe(float64(len(docs)))
 		m.AppendSeconds.Observe(time.Since(began).Seconds())

@@ -24,22 +24,26 @@ const (
 // laneWriter carries out what a lane.Writer decides, in a driver session of its
 // own with one write in flight.
 //
-// m, sess, took, why and shown belong to the goroutine of run; inbox, closing and doubt are
-// guarded by mu.
+// m, sess, took, why, shown, wrote and wroteIn belong to the goroutine of run; the fields
+// below mu are guarded by it.
 type laneWriter struct {
-	s     *Store
-	index int
-	sess  *mongo.Session
-	m     *lane.Writer
-	took  []*lane.Pending // the inbox before last, for its space
-	why   error           // of the last doubt
-	shown time.Time       // the doubt that others see
+	s       *Store
+	index   int
+	sess    *mongo.Session
+	m       *lane.Writer
+	took    []*lane.Pending // the inbox before last, for its space
+	why     error           // of the last doubt
+	wrote   int             // documents of the last batch, until the next one
+	wroteIn time.Duration
+	shown   time.Time // the doubt that others see
 
 	poke chan struct{}
 	gone chan struct{}
 
 	mu      sync.Mutex
 	inbox   []*lane.Pending // not offered yet
+	size    int             // messages of inbox
+	want    int             // how many wake the writer
 	closing bool
 	doubt   time.Time // since when the writer cannot go on; zero: it can
 }
@@ -59,8 +63,49 @@ func (w *laneWriter) put(p *lane.Pending) bool {
 		return false
 	}
 	w.inbox = append(w.inbox, p)
-	w.wake()
+	if w.size += len(p.Msgs); w.size >= w.want {
+		w.wake()
+	}
 	return true
+}
+
+// Publishers with a full window send when they are answered: the first of them would
+// get a batch of its own, and the others would wait for that. So behind a large batch
+// the writer waits until half as much has come, at most a quarter of the time that
+// the batch took, and never for longer than maxGather. With little load there is no
+// large batch, and no wait.
+const (
+	largeBatch = 64
+	maxGather  = 3 * time.Millisecond
+)
+
+// gather waits for what the last batch's publishers send now.
+func (w *laneWriter) gather() {
+	n, limit := w.wrote, min(w.wroteIn/4, maxGather)
+	w.wrote = 0
+	if n < largeBatch || w.m.Len() > 0 || w.m.Waiting() >= n/2 {
+		return
+	}
+	w.mu.Lock()
+	w.want = n / 2
+	enough := w.size >= w.want || w.closing
+	select {
+	case <-w.poke: // of what is in the inbox, which is looked at below
+	default:
+	}
+	w.mu.Unlock()
+	if !enough {
+		timer := time.NewTimer(limit)
+		select {
+		case <-w.poke:
+		case <-timer.C:
+		case <-w.s.life.Done():
+		}
+		timer.Stop()
+	}
+	w.mu.Lock()
+	w.want = 0
+	w.mu.Unlock()
 }
 
 func (w *laneWriter) wake() {
@@ -112,6 +157,7 @@ func (w *laneWriter) open(ctx context.Context) error {
 func (w *laneWriter) run() {
 	defer close(w.gone)
 	for done := false; !done && w.s.life.Err() == nil; {
+		w.gather()
 		closing := w.offer(false)
 		a := w.m.Next(lane.Env{
 			Now: time.Now(), Node: schema.ID(w.s.self.id()), Paused: w.s.self.paused(),
@@ -134,7 +180,7 @@ func (w *laneWriter) offer(end bool) bool {
 	w.closing = w.closing || end
 	closing := w.closing
 	list := w.inbox
-	w.inbox = w.took[:0]
+	w.inbox, w.size = w.took[:0], 0
 	w.mu.Unlock()
 	for _, p := range list {
 		w.m.Offer(p)

@@ -68,6 +68,8 @@ type Options struct {
 	// noGauge leaves the ends of the log unlooked at: no write but the heartbeats
 	// tells the time. For tests.
 	noGauge bool
+	// busy is how many events within a second make the tail pass. For tests.
+	busy int
 	// onCommand is called for each command that is sent. For tests.
 	onCommand func()
 	// commands sees the commands of both clients. For tests.
@@ -148,6 +150,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.busy == 0 {
+		o.busy = busyEvents
 	}
 	if o.Log == nil {
 		o.Log = zap.NewNop()

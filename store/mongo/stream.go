@@ -31,6 +31,8 @@ const (
 	streamBatch = 10_000
 	// streamReply is where a reply of the server ends, in bytes.
 	streamReply = 16 << 20
+	// busyEvents within a second are more than the stream is worth.
+	busyEvents = 4000
 	// fullBatches in a row mean that the stream does not keep up.
 	fullBatches = 3
 	// adoptionRest is for how long the lanes are read after an adoption.
@@ -207,10 +209,27 @@ func (t *tail) listen(ctx context.Context) error {
 	if at := wallTime(st.cs.Current); !at.IsZero() {
 		t.s.tailed(t.s.clock.local(at))
 	}
-	if t.m.Loaded() {
+	switch {
+	case t.m.Loaded():
 		return t.overload("full batches in a row")
+	case t.busy():
+		return t.overload("it costs the server more than passes do")
 	}
 	return nil
+}
+
+// busy tells whether more events come than the stream is worth: it saves little of the
+// latency of a loaded server, and costs it twice as much for each message as a pass
+// that takes in many.
+func (t *tail) busy() bool {
+	if len(t.events) == 0 {
+		return false
+	}
+	if since(t.counted) > time.Second {
+		t.counted, t.count = time.Now(), 0
+	}
+	t.count += len(t.events)
+	return t.count >= t.s.o.busy
 }
 
 // turn leads back to passing: the stream works, but the lanes know better.

@@ -23,9 +23,9 @@ type slow struct {
 }
 
 // Item 4: the tail changes over from the stream to passes by itself, and back when a
-// pass finds nothing; what it yields is exact all along. Of the two reasons each test
+// pass finds nothing; what it yields is exact all along. Of the reasons each test
 // leaves only one: full batches in a row (no heartbeat tells how far behind it is),
-// and more than streamLag behind (a few messages fill no batch).
+// more than streamLag behind (a few messages fill no batch), and many events.
 func TestSwitch(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -34,15 +34,17 @@ func TestSwitch(t *testing.T) {
 		many    int           // appended while nobody asks
 		held    time.Duration // at least
 		publish int           // publishers
+		busy    int
 		why     string
 	}{
-		{"full batches", 5 * time.Minute, 45_000, 0, 8, "full batches in a row"},
-		{"behind", 2 * time.Second, 40, (streamLag + 2) * time.Second, 2, "it is behind"},
+		{"full batches", 5 * time.Minute, 45_000, 0, 8, 1 << 30, "full batches in a row"},
+		{"behind", 2 * time.Second, 40, (streamLag + 2) * time.Second, 2, 1 << 30, "it is behind"},
+		{"many events", 5 * time.Minute, 8000, 0, 8, 0, "it costs the server more than passes do"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, 1)
-			r.o.Lease, r.o.noGauge = c.lease, true
+			r.o.Lease, r.o.noGauge, r.o.busy = c.lease, true, c.busy
 			core, logged := observer.New(zap.InfoLevel)
 			r.o.Log = zap.New(core)
 			g := r.measured()

@@ -43,6 +43,8 @@ type tail struct {
 	stream     *stream
 	rest       time.Duration
 	warned     time.Time
+	counted    time.Time // since when count counts events of the stream
+	count      int
 	overloaded time.Time // when the stream was last left because of it
 
 	opening *opening
