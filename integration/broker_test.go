@@ -328,6 +328,12 @@ func (p *process) waitFor(t *testing.T, wait time.Duration) int {
 	select {
 	case <-p.ended:
 	case <-over.C:
+		// Where it hangs: the runtime writes all goroutines.
+		_ = p.cmd.Process.Signal(syscall.SIGQUIT)
+		select {
+		case <-p.ended:
+		case <-time.After(10 * time.Second):
+		}
 		p.kill()
 		t.Fatalf("%v did not end within %v; its output:\n%s", p.cmd.Args, wait, p.output())
 	}
