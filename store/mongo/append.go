@@ -9,8 +9,8 @@ import (
 	"rewindmq/store/mongo/lane"
 )
 
-// Append queues msgs in the lane of their publisher, see store.Appender. After
-// the store has stopped, done is called at once, by the caller; after kill, never.
+// Append queues msgs in the lane of their publisher, see store.Appender. After kill
+// done is never called.
 func (s *Store) Append(ctx context.Context, pub *store.Publisher, msgs []*schema.Message, done func([]store.Appended)) {
 	p := &lane.Pending{
 		Context: ctx, Pub: pub, Done: done, Queued: time.Now(),
@@ -29,7 +29,15 @@ func (s *Store) Append(ctx context.Context, pub *store.Publisher, msgs []*schema
 	for i := range p.Answers {
 		p.Answers[i] = store.Appended{Outcome: store.Refused, Err: store.ErrClosed}
 	}
-	done(p.Answers)
+	// Not by this goroutine: it may hold what done waits for. And behind the answers
+	// of what the publisher has appended before: the writer is ending, and then all
+	// of them are given.
+	go func() {
+		<-w.gone
+		if !s.killed.Load() {
+			done(p.Answers)
+		}
+	}()
 }
 
 // hash is FNV-1a: it decides which lane, record lane and session writer of a node

@@ -3,6 +3,7 @@ package mongo
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"time"
 
@@ -49,9 +50,17 @@ func TestRunEndsAllItStarted(t *testing.T) {
 			t.Errorf("Head after the end: %v", err)
 		}
 		if !kill {
+			// The answer takes what the caller of Append holds, as a connection does.
+			var held sync.Mutex
 			told := make(chan store.Appended, 1)
+			held.Lock()
 			s.Append(context.Background(), &store.Publisher{}, []*schema.Message{{ID: s.ids.Next(time.Now()), Topic: "t"}},
-				func(a []store.Appended) { told <- a[0] })
+				func(a []store.Appended) {
+					held.Lock()
+					defer held.Unlock()
+					told <- a[0]
+				})
+			held.Unlock()
 			if a := <-told; a.Outcome != store.Refused || !errors.Is(a.Err, store.ErrClosed) {
 				t.Errorf("append after the end: %+v", a)
 			}
