@@ -226,8 +226,11 @@ func (w *claimWalk) endFormer(ctx context.Context) (bool, error) {
 	if errors.Is(err, store.ErrSuperseded) {
 		return false, nil
 	}
+	if err != nil {
+		return false, err // the write may go on without this claim: it owns the document now
+	}
 	w.cur, w.marked = d.sessionCursor(), d.Marked
-	return err == nil, err
+	return true, nil
 }
 
 // begin makes the document of a session that has ended the new session's.
