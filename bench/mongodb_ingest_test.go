@@ -56,20 +56,7 @@ func BenchmarkMongoIngest(b *testing.B) {
 					return s.insert(b, coll, n, true, func(lane, i int) bson.D { return messageDoc(from+lane, i) })
 				}
 			}
-			ours()
-			shapes := best(raw(20_000 / members))
-			b.Log("best shapes of the plain program:", shapes)
-			r := rounds{}
-			for b.Loop() {
-				x, y := ours(), 0.0
-				for _, s := range shapes {
-					y = max(y, raw(n)(s))
-				}
-				r.add("msgs/s", x)
-				r.add("raw-docs/s", y)
-				r.add("ratio", x/y)
-			}
-			r.report(b)
+			against(b, "msgs/s", "raw-docs/s", ours, raw(20_000/members), raw(n))
 		})
 	}
 }

@@ -66,20 +66,7 @@ func BenchmarkMongoDeliver(b *testing.B) {
 					})
 				}
 			}
-			ours()
-			shapes := best(raw(20_000 / members))
-			b.Log("best shapes of the plain program:", shapes)
-			r := rounds{}
-			for b.Loop() {
-				x, y := ours(), 0.0
-				for _, s := range shapes {
-					y = max(y, raw(n)(s))
-				}
-				r.add("deliveries/s", x)
-				r.add("raw-records/s", y)
-				r.add("ratio", x/y)
-			}
-			r.report(b)
+			against(b, "deliveries/s", "raw-records/s", ours, raw(20_000/members), raw(n))
 		})
 	}
 }

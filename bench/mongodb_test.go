@@ -149,6 +149,25 @@ func best(try func(shape) float64) []shape {
 	return []shape{all[0].shape, all[1].shape, all[2].shape}
 }
 
+// against runs ours and the plain program in turns, each giving a rate. The shapes are
+// found with try; of the best three the fastest of each round counts.
+func against(b *testing.B, unit, rawUnit string, ours func() float64, try, raw func(shape) float64) {
+	ours()
+	shapes := best(try)
+	b.Log("best shapes of the plain program:", shapes)
+	r := rounds{}
+	for b.Loop() {
+		x, y := ours(), 0.0
+		for _, s := range shapes {
+			y = max(y, raw(s))
+		}
+		r.add(unit, x)
+		r.add(rawUnit, y)
+		r.add("ratio", x/y)
+	}
+	r.report(b)
+}
+
 // rounds collects what was measured in turns.
 type rounds map[string][]float64
 

@@ -201,7 +201,7 @@ func (c *conn) open(p *wire.Connect, ack *wire.Connack, claimed *store.Claimed) 
 	cl.mu.Unlock()
 	c.out.drained = cl.drained
 	if err := errors.Join(headErr, b.keeper.publish(c.ctx, cl.id, claimed.Wills)); err != nil {
-		b.storeTrouble("will", cl.id, err)
+		b.storeTrouble("open", cl.id, err)
 		cl.input(func(s *session.Session) { s.Close(session.ReasonStore) })
 		return errRefused
 	}

@@ -6,12 +6,11 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"rewindmq/broker/session"
+	"rewindmq/internal/seeds"
 	"rewindmq/schema"
 	"rewindmq/store"
 	"rewindmq/store/storetest"
@@ -241,44 +240,20 @@ func (w *world) can0() string {
 	return strings.Join(names, ", ")
 }
 
-func seeds() uint64 {
-	if n, err := strconv.Atoi(os.Getenv("REWINDMQ_SIM_SEEDS")); err == nil {
-		return uint64(n)
-	}
+func runs() uint64 {
+	n := 4000
 	if testing.Short() || raceEnabled {
-		return 400
+		n = 400
 	}
-	return 4000
+	return uint64(seeds.Env("REWINDMQ_SIM_SEEDS", n))
 }
 
-// search gives the smallest failing seed that two workers met.
+// search gives the smallest failing seed.
 func search(to uint64, off rule) (seed uint64, failed string) {
-	var next atomic.Uint64
-	var mu sync.Mutex
-	seed = to
-	var wg sync.WaitGroup
-	for range 2 {
-		wg.Go(func() {
-			for {
-				s := next.Add(1) - 1
-				mu.Lock()
-				done := s >= seed
-				mu.Unlock()
-				if done {
-					return
-				}
-				if text, _ := simulate(s, off, false); text != "" {
-					mu.Lock()
-					if s < seed {
-						seed, failed = s, text
-					}
-					mu.Unlock()
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
+	seed, failed, _ = seeds.Search(0, to, 2, func(s uint64) string {
+		text, _ := simulate(s, off, false)
+		return text
+	})
 	return seed, failed
 }
 
@@ -294,8 +269,8 @@ func TestSimulation(t *testing.T) {
 		seed = n
 	} else {
 		start := time.Now()
-		if seed, failed = search(seeds(), 0); failed == "" {
-			t.Logf("%d seeds, %v", seeds(), time.Since(start).Round(time.Millisecond))
+		if seed, failed = search(runs(), 0); failed == "" {
+			t.Logf("%d seeds, %v", runs(), time.Since(start).Round(time.Millisecond))
 			return
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"rewindmq/internal/seeds"
 	"rewindmq/store/storetest"
 )
 
@@ -178,7 +179,7 @@ func TestRules(t *testing.T) {
 // TestFindRules prints, for each rule, the first seeds that fail without it:
 // REWINDMQ_SIM_FIND is how many seeds to look at.
 func TestFindRules(t *testing.T) {
-	n := envInt("REWINDMQ_SIM_FIND", 0)
+	n := seeds.Env("REWINDMQ_SIM_FIND", 0)
 	if n == 0 {
 		t.Skip("REWINDMQ_SIM_FIND is not set")
 	}
@@ -189,7 +190,7 @@ func TestFindRules(t *testing.T) {
 		}
 		var found []string
 		from := uint64(0)
-		for len(found) < envInt("REWINDMQ_SIM_FOUND", 3) {
+		for len(found) < seeds.Env("REWINDMQ_SIM_FOUND", 3) {
 			seed, text, ok := search(from, uint64(n), without(name), 2)
 			if ok {
 				break

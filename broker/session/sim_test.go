@@ -4,63 +4,29 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
+
+	"rewindmq/internal/seeds"
 )
 
-func envInt(name string, def int) int {
-	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
-		return n
-	}
-	return def
-}
-
-// seeds gives how many seeds TestSimulation runs: REWINDMQ_SIM_SEEDS, else
+// runs gives how many seeds TestSimulation runs: REWINDMQ_SIM_SEEDS, else
 // 20,000, and a tenth of that with -short.
-func seeds() int {
+func runs() int {
 	n := 20_000
 	if testing.Short() || raceEnabled {
 		n = 2_000
 	}
-	return envInt("REWINDMQ_SIM_SEEDS", n)
+	return seeds.Env("REWINDMQ_SIM_SEEDS", n)
 }
 
-// search runs seeds from `from` to `to` on two workers and gives the smallest
-// failing one it met; ok: none failed.
+// search runs seeds from `from` to `to` and gives the smallest failing one; ok: none
+// failed.
 func search(from, to uint64, off broken, workers int) (seed uint64, failed string, ok bool) {
-	var next, found atomic.Uint64
-	next.Store(from)
-	found.Store(to)
-	texts := make([]string, workers)
-	at := make([]uint64, workers)
-	var wg sync.WaitGroup
-	for i := range workers {
-		at[i] = to
-		wg.Go(func() {
-			for {
-				s := next.Add(1) - 1
-				if s >= to || s >= found.Load() {
-					return
-				}
-				if text, _ := simulate(s, off, false, 0); text != "" {
-					texts[i], at[i] = text, s
-					for f := found.Load(); s < f && !found.CompareAndSwap(f, s); f = found.Load() {
-					}
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
-	seed, ok = to, true
-	for i := range workers {
-		if at[i] < seed {
-			seed, failed, ok = at[i], texts[i], false
-		}
-	}
-	return seed, failed, ok
+	return seeds.Search(from, to, workers, func(s uint64) string {
+		text, _ := simulate(s, off, false, 0)
+		return text
+	})
 }
 
 // TestSimulation runs many seeds with all rules on. A failing one is printed with
@@ -81,7 +47,7 @@ func TestSimulation(t *testing.T) {
 		return
 	}
 	start := time.Now()
-	n := seeds()
+	n := runs()
 	seed, failed, ok := search(0, uint64(n), broken{}, 2)
 	if ok {
 		t.Logf("%d seeds, %v", n, time.Since(start).Round(time.Millisecond))
@@ -108,7 +74,7 @@ func report(t *testing.T, seed uint64, off broken) {
 		}
 	}
 	lines := w.lines
-	if n := envInt("REWINDMQ_SIM_LINES", 60); len(lines) > n {
+	if n := seeds.Env("REWINDMQ_SIM_LINES", 60); len(lines) > n {
 		lines = lines[len(lines)-n:]
 	}
 	t.Errorf("seed %d: %s\n%s", seed, text, strings.Join(lines, "\n"))

@@ -23,7 +23,7 @@ var layers = []layer{
 	{"store/storetest", []string{"schema", "store"}, nil, "the suite knows the contract only, so that it is the same for every store"},
 	{"store/embedded", []string{"schema", "store"}, []string{"store/storetest"}, "a store knows the contract and no other store"},
 	{"store/mongo", []string{"schema", "store", "store/mongo/lane"}, []string{"store/storetest", "integration/mongod"}, "a store knows the contract and no other store"},
-	{"store/mongo/lane", []string{"schema", "store"}, nil, "what happens to lanes is decided here and done in store/mongo: no driver, so that a simulation can drive it"},
+	{"store/mongo/lane", []string{"schema", "store"}, []string{"internal/seeds"}, "what happens to lanes is decided here and done in store/mongo: no driver, so that a simulation can drive it"},
 	{"wire", []string{"schema"}, nil, "bytes on the network know nothing of storage"},
 	{"fanout", []string{"schema", "store"}, []string{"store/storetest", "store/embedded"}, "the hub does not know replay: the broker hands Attach to replay as a function"},
 	{"replay", []string{"schema", "store"}, []string{"store/storetest", "store/embedded"}, "replay does not know the hub: the broker hands Attach to it as a function"},
@@ -36,13 +36,13 @@ var layers = []layer{
 	{
 		"broker/session",
 		[]string{"schema", "store"},
-		[]string{"store/storetest"},
+		[]string{"store/storetest", "internal/seeds"},
 		"the protocol core decides and does nothing: no network, no store, so that a simulation can drive it",
 	},
 	{
 		"broker/group",
 		[]string{"schema", "store", "broker/session"},
-		[]string{"store/storetest"},
+		[]string{"store/storetest", "internal/seeds"},
 		"a group decides and does nothing, as the protocol core",
 	},
 	{
@@ -65,6 +65,7 @@ var layers = []layer{
 	{"internal/conformance", nil, nil, "it reads sources as text"},
 	{"internal/holes", nil, nil, "it reads sources as text"},
 	{"internal/field", nil, nil, "it reads sources as text"},
+	{"internal/seeds", nil, nil, "it runs simulations and does not know what they play"},
 }
 
 // fence says who may import something from outside the module.

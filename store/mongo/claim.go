@@ -215,7 +215,7 @@ func (w *claimWalk) raise(ctx context.Context) (bool, error) {
 			}
 		case errors.Is(err, errRaced):
 		default:
-			return found && err == nil, err
+			return err == nil && found, err
 		}
 	}
 }
@@ -237,7 +237,10 @@ func (w *claimWalk) open(ctx context.Context) (ok bool, err error) {
 		ok = err == nil && res.MatchedCount == 1
 		return err
 	})
-	return ok, err
+	if err != nil {
+		return false, err
+	}
+	return ok, nil
 }
 
 // raising is the update of step 1: one operation by the server's clock.

@@ -227,7 +227,7 @@ func (w *claimWalk) endFormer(ctx context.Context) (bool, error) {
 		return false, nil
 	}
 	if err != nil {
-		return false, err // the write may go on without this claim: it owns the document now
+		return false, err
 	}
 	w.cur, w.marked = d.sessionCursor(), d.Marked
 	return true, nil

@@ -83,6 +83,7 @@ const (
 func (w *laneWriter) gather() {
 	n, limit := w.wrote, min(w.wroteIn/4, maxGather)
 	w.wrote = 0
+	// Waiting counts Appends, each of one message or more: so many are enough.
 	if n < largeBatch || w.m.Len() > 0 || w.m.Waiting() >= n/2 {
 		return
 	}
@@ -90,7 +91,7 @@ func (w *laneWriter) gather() {
 	w.want = n / 2
 	enough := w.size >= w.want || w.closing
 	select {
-	case <-w.poke: // of what is in the inbox, which is looked at below
+	case <-w.poke: // of what is in the inbox, which size counts
 	default:
 	}
 	w.mu.Unlock()

@@ -81,12 +81,15 @@ func (w *claimWalk) decideWills(ctx context.Context) error {
 		}
 		return err
 	})
+	if err != nil {
+		return err
+	}
 	for i := range d.Wills {
 		if d.Wills[i].Due {
 			w.wills = append(w.wills, d.Wills[i].will())
 		}
 	}
-	return err
+	return nil
 }
 
 func (s *Store) sweepOthers(ctx context.Context, o schema.Owner) error {

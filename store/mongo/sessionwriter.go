@@ -50,6 +50,9 @@ func (s *Store) writerOf(clientID string) *sessionWriter {
 // write lets the client's writer do something and waits for it. When ctx ends
 // first the write is taken back, if it was not sent; else its outcome is not
 // known to the caller, but the writer goes on with it before the next.
+//
+// Invariant: what do sets is read only when write has returned nil: after an error it
+// may still be running.
 func (s *Store) write(ctx context.Context, clientID string, do func(context.Context) error) error {
 	j := &job{ctx: ctx, do: do}
 	s.writerOf(clientID).put(j)

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"rewindmq/internal/seeds"
 )
 
 // simRule is a rule of DESIGN.md sections 5 to 7 that the simulation can do without.
@@ -166,7 +168,7 @@ func TestRuleIsNeeded(t *testing.T) {
 // TestFindRules prints, for each rule, the first seeds that fail without it:
 // REWINDMQ_SIM_FIND is how many seeds to look at.
 func TestFindRules(t *testing.T) {
-	n := envInt("REWINDMQ_SIM_FIND", 0)
+	n := seeds.Env("REWINDMQ_SIM_FIND", 0)
 	if n == 0 {
 		t.Skip("REWINDMQ_SIM_FIND is not set")
 	}
@@ -179,7 +181,7 @@ func TestFindRules(t *testing.T) {
 			continue
 		}
 		var found []string
-		for from := uint64(0); len(found) < envInt("REWINDMQ_SIM_FOUND", 2); {
+		for from := uint64(0); len(found) < seeds.Env("REWINDMQ_SIM_FOUND", 2); {
 			seed, text, ok := search(from, uint64(n), r.off(), 2)
 			if ok {
 				break
