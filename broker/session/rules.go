@@ -11,6 +11,7 @@ const (
 	ruleMergeEmpty                      // a merge with H needs an empty queue and reader
 	ruleLongestFree                     // packet ids: the one free for longest
 	ruleSaveAcks                        // a cursor is saved when acks changed it
+	ruleSaveReceiving                   // a cursor says received where that is under way before it
 	ruleDropRecord                      // too large: a record with Dropped, in its turn
 	ruleLargeResend                     // too large at a resend: QoS 1 settled, QoS 2 goes on with PUBREL
 	ruleRunSafe                         // the stored place of a run follows its records, as after does

@@ -131,7 +131,7 @@ func (s *Session) save() {
 			f := e.Flight
 			// A MarkReceived under way is committed before this write: writes go in
 			// order. Its record alone would speak for it, and that has a TTL.
-			f.Received = f.Received || e.receiving
+			f.Received = f.Received || e.receiving && s.on(ruleSaveReceiving)
 			c.Flight = append(c.Flight, f)
 		}
 	}

@@ -15,7 +15,7 @@ import (
 // coreRules are those of rules.go, by name.
 var coreRules = map[string]rule{
 	"record-first": ruleRecordFirst, "taken-after": ruleTakenAfter, "merge-empty": ruleMergeEmpty,
-	"longest-free": ruleLongestFree, "save-acks": ruleSaveAcks, "drop-record": ruleDropRecord,
+	"longest-free": ruleLongestFree, "save-acks": ruleSaveAcks, "save-receiving": ruleSaveReceiving, "drop-record": ruleDropRecord,
 	"large-resend": ruleLargeResend, "run-safe": ruleRunSafe, "run-before-save": ruleRunBeforeSave,
 	"rec-before-rel": ruleRecBeforeRel, "offer-after": ruleOfferAfter, "since": ruleSince, "before": ruleBefore,
 	"save-rise": ruleSaveRise, "run-since": ruleRunSince, "run-waits": ruleRunWaits, "inbound-first": ruleInboundFirst,
@@ -61,6 +61,7 @@ var roughFor = map[string]func(*weather){
 	"fence":           roughRecords,
 	"taken-after":     roughRecords,
 	"release-flushed": roughRecords,
+	"save-receiving":  roughPending,
 	"save-rise":       roughRises,
 	"will-guard":      roughWills,
 	"txn":             roughWrites,
@@ -83,7 +84,7 @@ var proofs = map[string]uint64{
 	"drop-record":     3312,
 	"fence":           344,
 	"fenced-silent":   12743,
-	"flight-states":   3002,
+	"flight-states":   13034,
 	"giveup":          1693,
 	"guard":           533,
 	"id-settles":      19,
@@ -111,6 +112,7 @@ var proofs = map[string]uint64{
 	"run-since":       7,
 	"run-waits":       114,
 	"save-acks":       17,
+	"save-receiving":  6501,
 	"save-rise":       2391,
 	"sid":             9,
 	"since":           12,
