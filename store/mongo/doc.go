@@ -26,7 +26,7 @@
 // # Goroutines
 //
 // Run owns all of them and waits for them: the heartbeat, the pause watch, one
-// for each lane writer, session writer and record lane, the keeper, the control
-// stream, and the rounds of fresh writes. A Tail, a Read and a Claim run on their
+// for each lane writer, session writer and record lane, the keeper, the look for
+// claims, and the rounds of fresh writes. A Tail, a Read and a Claim run on their
 // caller's.
 package mongo

@@ -54,6 +54,12 @@ func (b *ownedBook) older(clientID string, epoch uint64) bool {
 	return ok && o.Epoch < epoch
 }
 
+func (b *ownedBook) empty() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.by) == 0
+}
+
 func (b *ownedBook) all() []schema.Owner {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -163,6 +163,7 @@ func (s *Store) indexes() []index {
 		{coll: s.c.retained, name: "ttl", keys: asc("cleared"), ttl: 24 * time.Hour},
 		{coll: s.c.node, name: "ttl", keys: asc("finished"), ttl: 24 * time.Hour},
 		{coll: s.c.session, name: "owner", keys: asc("owner")},
+		{coll: s.c.session, name: "epoch", keys: asc("epoch")},
 		{coll: s.c.session, name: "wake", keys: asc("wake"), partial: exists("wake")},
 	}
 }

@@ -8,11 +8,9 @@ import (
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
-	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 	"go.uber.org/zap"
 
-	"rewindmq/schema"
 	"rewindmq/store"
 )
 
@@ -23,7 +21,7 @@ type watching struct {
 	queue map[string]store.Lost // guarded by watchers.mu
 }
 
-// Watch opens the stream of sessions claimed elsewhere, see store.Sessions. It
+// Watch opens the watch over sessions claimed elsewhere, see store.Sessions. It
 // stays open as long as the store.
 func (s *Store) Watch(ctx context.Context) (store.Watch, error) {
 	if err := s.enter(ctx); err != nil {
@@ -62,109 +60,65 @@ func (w *watching) Next(ctx context.Context) ([]store.Lost, error) {
 	}
 }
 
-// controlRest is how often what the control stream would tell is polled without
-// it.
-const controlRest = time.Second
+const (
+	// claimsEach is how often this node looks for claims of its sessions by others.
+	claimsEach = 50 * time.Millisecond
+	// claimsSlack is how long a claim may take from its stamp until a majority read
+	// shows it, for that look. What takes longer is found by the whole look.
+	claimsSlack = 500 * time.Millisecond
+	// lanesEach is how often the lanes are read: a tail looks when one was opened or
+	// retired.
+	lanesEach = time.Second
+	// wholeEach is how often all sessions of this node are looked at.
+	wholeEach = 5 * time.Second
+)
 
-// control follows claims: hints that a session is another's now. What a stream
-// missed is found by reading the sessions that this node owns, at its opening,
-// and each second while there is none. It also reads the lanes: a tail looks when
-// one was opened or retired.
+// control looks for claims: hints that a session is another's now. It asks by an
+// index for what was claimed lately: that costs the server what there is of claims. A
+// second change stream would cost it some microseconds for every document that
+// anybody writes, for each node. A hint may come late, or never: the owner's writes are
+// guarded.
 func (s *Store) control() {
-	var warned time.Time
+	var warned, lanes, whole time.Time
+	from := s.Now()
 	for s.life.Err() == nil {
+		now := s.Now()
 		var err error
-		if !s.o.NoStreams {
-			err = s.followClaims()
+		if since(lanes) >= lanesEach {
+			lanes = time.Now()
+			err = s.pollLanes(s.life)
 		}
-		err = errors.Join(err, s.pollClaims(s.life))
-		if err != nil && s.life.Err() == nil && since(warned) > 5*time.Second {
-			warned = time.Now()
-			s.log.Warn("control events", zap.Error(err))
+		if since(whole) >= wholeEach {
+			whole = time.Now()
+			err = errors.Join(err, s.pollOwned(s.life))
 		}
-		if rest(s.life, controlRest) != nil {
+		if claims := s.pollClaims(s.life, from.Add(-claimsSlack)); claims != nil {
+			err = errors.Join(err, claims)
+		} else {
+			from = now
+		}
+		pause := claimsEach
+		if err != nil && s.life.Err() == nil {
+			pause = lanesEach
+			if since(warned) > 5*time.Second {
+				warned = time.Now()
+				s.log.Warn("look for claims", zap.Error(err))
+			}
+		}
+		if rest(s.life, pause) != nil {
 			return
 		}
 	}
 }
 
-func (s *Store) followClaims() error {
-	ctx, cancel := context.WithCancel(s.life)
-	defer cancel()
-	guard := time.AfterFunc(2*controlRest, cancel) // the claims are polled meanwhile
-	defer guard.Stop()
-	cs, err := s.tails.Database(s.o.Database).Watch(ctx, mongo.Pipeline{{{Key: "$match", Value: fields("$or", bson.A{
-		fields("ns.coll", s.o.Collections.Session, "operationType", fields("$in", bson.A{"insert", "replace"})),
-		fields("ns.coll", s.o.Collections.Session, "operationType", "update", "updateDescription.updatedFields.epoch", fields("$exists", true)),
-		fields("ns.coll", s.o.Collections.Lane, "operationType", fields("$in", bson.A{"insert", "update"})),
-		fields("operationType", "invalidate"),
-	})}}, {{Key: "$project", Value: fields("ns", 1, "documentKey", 1, "updateDescription.updatedFields.epoch", 1, "updateDescription.updatedFields.owner", 1,
-		"fullDocument.epoch", 1, "fullDocument.owner", 1, "operationType", 1)}}},
-		options.ChangeStream().SetMaxAwaitTime(streamAwait))
-	if err != nil {
-		return fmt.Errorf("mongo: control stream: %w", err)
+// pollClaims reads what others have claimed at a time or later. An epoch is not less
+// than the server's milliseconds when it was claimed (claimWalk.raising).
+func (s *Store) pollClaims(ctx context.Context, from time.Time) error {
+	if s.owned.empty() {
+		return nil
 	}
-	defer func() {
-		bye, done := context.WithTimeout(context.Background(), streamClose)
-		defer done()
-		_ = cs.Close(bye)
-	}()
-	if err := s.pollClaims(ctx); err != nil {
-		return err
-	}
-	looked := time.Now()
-	for {
-		guard.Reset(streamHung)
-		lanes := false
-		for cs.TryNext(ctx) {
-			if c, _ := cs.Current.Lookup("ns", "coll").StringValueOK(); c == s.o.Collections.Lane {
-				lanes = true
-			} else {
-				s.claimed(cs.Current)
-			}
-			if cs.RemainingBatchLength() == 0 {
-				break
-			}
-		}
-		if err := cs.Err(); err != nil {
-			return fmt.Errorf("mongo: control stream: %w", err)
-		}
-		if cs.ID() == 0 {
-			return fmt.Errorf("mongo: control stream: %w", errStreamEnded)
-		}
-		if lanes || since(looked) > 5*time.Second {
-			looked = time.Now()
-			if err := s.pollLanes(ctx); err != nil {
-				return err
-			}
-		}
-	}
-}
-
-// claimed takes one event of `session`.
-func (s *Store) claimed(ev bson.Raw) {
-	id, ok := ev.Lookup("documentKey", "_id").StringValueOK()
-	if !ok {
-		return
-	}
-	from := ev.Lookup("updateDescription", "updatedFields")
-	if op, _ := ev.Lookup("operationType").StringValueOK(); op != "update" {
-		from = ev.Lookup("fullDocument")
-	}
-	doc, ok := from.DocumentOK()
-	if !ok {
-		return
-	}
-	epoch, _ := doc.Lookup("epoch").AsInt64OK()
-	if owner, ok := doc.Lookup("owner").ObjectIDOK(); ok && owner == s.self.id() {
-		return // claimed here
-	}
-	// No owner in the update: it is unchanged. Then it is this node's, if the
-	// session is in the book.
-	if _, ok := doc.Lookup("owner").ObjectIDOK(); !ok {
-		return
-	}
-	s.lose(id, uint64(epoch))
+	return s.pollSessions(ctx, fields("epoch", fields("$gte", from.UnixMilli()), "owner", fields("$ne", s.self.id())),
+		options.Find().SetHint("epoch"))
 }
 
 // lose tells that a session was claimed elsewhere, if this node has it by an older
@@ -176,31 +130,35 @@ func (s *Store) lose(clientID string, epoch uint64) {
 	}
 }
 
-// pollClaims reads the sessions that this node owns, and the lanes.
-func (s *Store) pollClaims(ctx context.Context) error {
-	if err := s.pollLanes(ctx); err != nil {
-		return err
-	}
+// pollOwned reads the sessions that this node owns.
+func (s *Store) pollOwned(ctx context.Context) error {
 	for part := range slices.Chunk(s.owned.all(), 1000) {
-		mine := make(map[string]schema.Owner, len(part))
 		in := make(bson.A, 0, len(part))
 		for _, o := range part {
-			mine[o.ClientID] = o
 			in = append(in, o.ClientID)
 		}
-		cur, err := s.c.session.Find(ctx, fields("_id", fields("$in", in), "owner", fields("$ne", s.self.id())),
-			options.Find().SetProjection(fields("epoch", 1)))
-		if err != nil {
-			return fmt.Errorf("mongo: read of own sessions: %w", err)
+		if err := s.pollSessions(ctx, fields("_id", fields("$in", in), "owner", fields("$ne", s.self.id())), options.Find()); err != nil {
+			return err
 		}
-		for cur.Next(ctx) {
-			id, _ := cur.Current.Lookup("_id").StringValueOK()
-			n, _ := cur.Current.Lookup("epoch").AsInt64OK()
-			s.lose(id, uint64(n))
-		}
-		if err := cur.Err(); err != nil {
-			return fmt.Errorf("mongo: read of own sessions: %w", err)
-		}
+	}
+	return nil
+}
+
+func (s *Store) pollSessions(ctx context.Context, filter bson.D, o *options.FindOptionsBuilder) error {
+	ctx, cancel := context.WithTimeout(ctx, s.o.Attempt)
+	defer cancel()
+	cur, err := s.c.session.Find(ctx, filter, o.SetProjection(fields("epoch", 1)))
+	if err != nil {
+		return fmt.Errorf("mongo: read of claims: %w", err)
+	}
+	defer func() { _ = cur.Close(context.WithoutCancel(ctx)) }()
+	for cur.Next(ctx) {
+		id, _ := cur.Current.Lookup("_id").StringValueOK()
+		n, _ := cur.Current.Lookup("epoch").AsInt64OK()
+		s.lose(id, uint64(n))
+	}
+	if err := cur.Err(); err != nil {
+		return fmt.Errorf("mongo: read of claims: %w", err)
 	}
 	return nil
 }
