@@ -15,31 +15,29 @@ import (
 
 // write makes one attempt with the whole batch.
 func (w *laneWriter) write(a lane.Action) {
-	docs := make([]any, w.m.Len())
-	for i := range docs {
-		docs[i] = encodeMessage(w.m.Message(i), laneID(a.Lane), a.N+uint64(i))
-	}
+	n := w.m.Len()
 	began := time.Now()
-	v := w.judged(w.insert(docs), len(docs))
+	v := w.judged(w.insert(n, func(b []byte, i int) []byte {
+		return appendMessage(b, w.m.Message(i), laneID(a.Lane), a.N+uint64(i))
+	}), n)
 	w.wrote, w.wroteIn = v.Stored, time.Since(began)
 	if m := w.s.o.Metrics; m != nil && !v.Doubt {
-		m.BatchMessages.Observe(float64(len(docs)))
+		m.BatchMessages.Observe(float64(n))
 		m.AppendSeconds.Observe(time.Since(began).Seconds())
 	}
 	// The clock ticks once for each document before it comes to the operation
 	// time of the reply.
 	ts := uint64(0)
-	if op := w.sess.OperationTime(); op != nil {
-		ts = stampOf(op.T, op.I) - uint64(len(docs))
+	if op := w.in.sess.OperationTime(); op != nil {
+		ts = stampOf(op.T, op.I) - uint64(n)
 	}
 	w.m.Wrote(v, ts)
 }
 
-func (w *laneWriter) insert(docs []any) error {
+func (w *laneWriter) insert(n int, doc func(b []byte, i int) []byte) error {
 	ctx, cancel := context.WithTimeout(w.s.life, w.s.o.Attempt)
 	defer cancel()
-	_, err := w.s.c.message.InsertMany(mongo.NewSessionContext(ctx, w.sess), docs)
-	return err
+	return w.in.insert(ctx, n, doc)
 }
 
 // judged is judge, with a doubt counted and told.
@@ -96,7 +94,7 @@ func (w *laneWriter) find(a lane.Action) ([]lane.Doc, error) {
 	}
 	ctx, cancel := context.WithTimeout(w.s.life, w.s.o.Attempt)
 	defer cancel()
-	cur, err := w.s.c.message.Find(mongo.NewSessionContext(ctx, w.sess), bson.D{{Key: "$or", Value: bson.A{
+	cur, err := w.s.c.message.Find(mongo.NewSessionContext(ctx, w.in.sess), bson.D{{Key: "$or", Value: bson.A{
 		bson.D{{Key: "_id", Value: bson.D{{Key: "$in", Value: ids}}}},
 		bson.D{{Key: "lane", Value: int64(a.Lane)}, {Key: "n", Value: bson.D{{Key: "$gte", Value: int64(a.N)}}}},
 	}}}, options.Find().SetProjection(fields("lane", 1, "n", 1, "stop", 1, "ts", 1)))

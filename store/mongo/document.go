@@ -33,7 +33,11 @@ const (
 // encodeMessage makes the document of m at a place of a lane. The server sets ts.
 func encodeMessage(m *schema.Message, lane laneID, n uint64) bson.Raw {
 	size := 192 + len(m.Topic) + len(m.Payload) + len(m.ClientID) + len(m.Host)
-	at, b := bsoncore.AppendDocumentStart(make([]byte, 0, size))
+	return appendMessage(make([]byte, 0, size), m, lane, n)
+}
+
+func appendMessage(b []byte, m *schema.Message, lane laneID, n uint64) []byte {
+	at, b := bsoncore.AppendDocumentStart(b)
 	b = bsoncore.AppendObjectIDElement(b, "_id", bson.ObjectID(m.ID))
 	b = bsoncore.AppendStringElement(b, "topic", m.Topic)
 	b = appendPayload(b, m.Payload)
@@ -52,7 +56,7 @@ func encodeMessage(m *schema.Message, lane laneID, n uint64) bson.Raw {
 		b = appendProperties(b, m.Properties)
 	}
 	b, _ = bsoncore.AppendDocumentEnd(b, at) // fails only where the start is missing
-	return bson.Raw(b)
+	return b
 }
 
 // appendPayload stores text as a string, for people, and anything else as binary.
@@ -98,18 +102,23 @@ func encodeProperties(p *schema.Properties) bson.Raw {
 var errDocument = errors.New("mongo: malformed document")
 
 // decodeMessage reads a document of `message`, also one in the shape that other
-// writers use. It keeps nothing of raw.
+// writers use. It keeps nothing of raw. Every message comes through here, more than
+// once: so the elements are read where they are.
 func decodeMessage(raw bson.Raw) (*schema.Message, place, error) {
 	m := &schema.Message{}
 	var p place
 	var hasN bool
-	elems, err := raw.Elements()
-	if err != nil {
-		return nil, p, fmt.Errorf("%w: %w", errDocument, err)
+	length, _, ok := bsoncore.ReadLength(raw)
+	if !ok || length < 5 || int(length) > len(raw) {
+		return nil, p, fmt.Errorf("%w: %d bytes say that they are %d", errDocument, len(raw), length)
 	}
-	for _, e := range elems {
-		v := e.Value()
-		switch e.Key() {
+	for rem := raw[4 : length-1]; len(rem) > 0; {
+		var e bsoncore.Element
+		if e, rem, ok = bsoncore.ReadElement(rem); !ok {
+			return nil, p, fmt.Errorf("%w: an element is cut off", errDocument)
+		}
+		key, v := e.KeyBytes(), e.Value()
+		switch string(key) {
 		case "_id":
 			id, ok := v.ObjectIDOK()
 			if !ok {
@@ -128,11 +137,11 @@ func decodeMessage(raw bson.Raw) (*schema.Message, place, error) {
 		case "retain":
 			m.Retain, _ = v.BooleanOK()
 		case "created":
-			m.Created = timeOf(v)
+			m.Created = timeOf(v.DateTimeOK())
 		case "host":
 			m.Host, _ = v.StringValueOK()
 		case "expiry":
-			m.Expiry = timeOf(v)
+			m.Expiry = timeOf(v.DateTimeOK())
 		case "properties":
 			m.Properties = propertiesOf(v)
 		case "ts":
@@ -156,27 +165,32 @@ func decodeMessage(raw bson.Raw) (*schema.Message, place, error) {
 	return m, p, nil
 }
 
-func timeOf(v bson.RawValue) time.Time {
-	if ms, ok := v.DateTimeOK(); ok {
-		return time.UnixMilli(ms).UTC()
+// timeOf takes what DateTimeOK gives.
+func timeOf(ms int64, ok bool) time.Time {
+	if !ok {
+		return time.Time{}
 	}
-	return time.Time{}
+	return time.UnixMilli(ms).UTC()
 }
 
-func payloadOf(v bson.RawValue) []byte {
-	if s, ok := v.StringValueOK(); ok {
-		return []byte(s)
+func payloadOf(v bsoncore.Value) []byte {
+	if v.Type == bsoncore.TypeString {
+		n, text, ok := bsoncore.ReadLength(v.Data)
+		if !ok || n < 1 || int(n) > len(text) {
+			return []byte{}
+		}
+		return append([]byte{}, text[:n-1]...) // behind it is a zero
 	}
 	_, data, _ := v.BinaryOK()
 	return append([]byte{}, data...)
 }
 
-func propertiesOf(v bson.RawValue) *schema.Properties {
+func propertiesOf(v bsoncore.Value) *schema.Properties {
 	doc, ok := v.DocumentOK()
 	if !ok {
 		return nil
 	}
-	return decodeProperties(doc)
+	return decodeProperties(bson.Raw(doc))
 }
 
 func decodeProperties(doc bson.Raw) *schema.Properties {
@@ -193,7 +207,7 @@ func decodeProperties(doc bson.Raw) *schema.Properties {
 		case "responseTopic":
 			p.ResponseTopic, _ = v.StringValueOK()
 		case "correlationData":
-			p.CorrelationData = payloadOf(v)
+			p.CorrelationData = payloadOf(bsoncore.Value{Type: bsoncore.Type(v.Type), Data: v.Value})
 		case "user":
 			p.User = userOf(v)
 		}
@@ -241,7 +255,11 @@ func placeOf(raw bson.Raw) place {
 
 // stopper makes the document that takes a place in a lane.
 func (s *Store) stopper(id bson.ObjectID, lane laneID, n uint64, kind string) bson.Raw {
-	at, b := bsoncore.AppendDocumentStart(make([]byte, 0, 192))
+	return s.appendStopper(make([]byte, 0, 192), id, lane, n, kind)
+}
+
+func (s *Store) appendStopper(b []byte, id bson.ObjectID, lane laneID, n uint64, kind string) []byte {
+	at, b := bsoncore.AppendDocumentStart(b)
 	b = bsoncore.AppendObjectIDElement(b, "_id", id)
 	b = bsoncore.AppendStringElement(b, "topic", stopTopic)
 	b = bsoncore.AppendStringElement(b, "data", "")
@@ -255,5 +273,5 @@ func (s *Store) stopper(id bson.ObjectID, lane laneID, n uint64, kind string) bs
 	b = bsoncore.AppendTimestampElement(b, "ts", 0, 0)
 	b = bsoncore.AppendStringElement(b, "stop", kind)
 	b, _ = bsoncore.AppendDocumentEnd(b, at)
-	return bson.Raw(b)
+	return b
 }

@@ -39,6 +39,22 @@ func hasWriteConcernError(err error) bool {
 	return false
 }
 
+// writeErrors gives the errors of single documents, whichever call sent the batch.
+func writeErrors(err error) []mongo.WriteError {
+	var w mongo.WriteException
+	if errors.As(err, &w) {
+		return w.WriteErrors
+	}
+	var b mongo.BulkWriteException
+	var errs []mongo.WriteError
+	if errors.As(err, &b) {
+		for _, e := range b.WriteErrors {
+			errs = append(errs, e.WriteError)
+		}
+	}
+	return errs
+}
+
 // Error codes that are about the document itself: it will never go in.
 const (
 	codeDocumentValidation = 121
@@ -71,16 +87,16 @@ func judge(err error, n int) verdict {
 	if err == nil {
 		return verdict{stored: n}
 	}
-	var b mongo.BulkWriteException
-	if !errors.As(err, &b) || b.WriteConcernError != nil || len(b.WriteErrors) != 1 {
+	errs := writeErrors(err)
+	if hasWriteConcernError(err) || len(errs) != 1 {
 		return verdict{doubt: true, err: err}
 	}
-	e := b.WriteErrors[0]
+	e := errs[0]
 	if e.Index < 0 || e.Index >= n {
 		return verdict{doubt: true, err: err}
 	}
 	if isDocumentError(e.Code) {
-		return verdict{stored: e.Index, refused: true, err: e.WriteError}
+		return verdict{stored: e.Index, refused: true, err: e}
 	}
 	return verdict{stored: e.Index, doubt: true, err: err}
 }

@@ -17,8 +17,8 @@ import (
 // doubt, from that index on, and from the start where the write concern failed.
 func TestJudge(t *testing.T) {
 	t.Parallel()
-	at := func(index, code int) []driver.BulkWriteError {
-		return []driver.BulkWriteError{{WriteError: driver.WriteError{Index: index, Code: code}}}
+	at := func(index, code int) []driver.WriteError {
+		return []driver.WriteError{{Index: index, Code: code}}
 	}
 	wce := &driver.WriteConcernError{Code: 64}
 	for _, tt := range []struct {
@@ -28,15 +28,17 @@ func TestJudge(t *testing.T) {
 		refused, inDoubt bool
 	}{
 		{"acknowledged", nil, 5, false, false},
-		{"validator", driver.BulkWriteException{WriteErrors: at(2, 121)}, 2, true, false},
-		{"too large", driver.BulkWriteException{WriteErrors: at(0, 10334)}, 0, true, false},
-		{"duplicate", driver.BulkWriteException{WriteErrors: at(3, 11000)}, 3, false, true},
-		{"L2 step-down inside ok:1", driver.BulkWriteException{WriteErrors: at(0, 189), WriteConcernError: wce}, 0, false, true},
-		{"step-down without a write concern error", driver.BulkWriteException{WriteErrors: at(1, 11602)}, 1, false, true},
-		{"L3 duplicate and write concern", driver.BulkWriteException{WriteErrors: at(3, 11000), WriteConcernError: wce}, 0, false, true},
-		{"validator and write concern", driver.BulkWriteException{WriteErrors: at(3, 121), WriteConcernError: wce}, 0, false, true},
-		{"write concern", driver.BulkWriteException{WriteConcernError: wce}, 0, false, true},
-		{"index out of the batch", driver.BulkWriteException{WriteErrors: at(7, 121)}, 0, false, true},
+		{"validator", driver.WriteException{WriteErrors: at(2, 121)}, 2, true, false},
+		{"too large", driver.WriteException{WriteErrors: at(0, 10334)}, 0, true, false},
+		{"duplicate", driver.WriteException{WriteErrors: at(3, 11000)}, 3, false, true},
+		{"L2 step-down inside ok:1", driver.WriteException{WriteErrors: at(0, 189), WriteConcernError: wce}, 0, false, true},
+		{"step-down without a write concern error", driver.WriteException{WriteErrors: at(1, 11602)}, 1, false, true},
+		{"L3 duplicate and write concern", driver.WriteException{WriteErrors: at(3, 11000), WriteConcernError: wce}, 0, false, true},
+		{"validator and write concern", driver.WriteException{WriteErrors: at(3, 121), WriteConcernError: wce}, 0, false, true},
+		{"write concern", driver.WriteException{WriteConcernError: wce}, 0, false, true},
+		{"index out of the batch", driver.WriteException{WriteErrors: at(7, 121)}, 0, false, true},
+		{"by the driver's BulkWrite", driver.BulkWriteException{WriteErrors: []driver.BulkWriteError{{WriteError: at(2, 121)[0]}}}, 2, true, false},
+		{"the same with a write concern", driver.BulkWriteException{WriteErrors: []driver.BulkWriteError{{WriteError: at(2, 121)[0]}}, WriteConcernError: wce}, 0, false, true},
 		{"command", driver.CommandError{Code: 121}, 0, false, true},
 		{"network", errors.New("broken pipe"), 0, false, true},
 	} {

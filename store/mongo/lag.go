@@ -53,7 +53,7 @@ func (s *Store) behind() time.Duration {
 
 // wallTime is when the server carried out what an event tells of; zero: not told
 // (before 6.0).
-func wallTime(event bson.Raw) time.Time { return timeOf(event.Lookup("wallTime")) }
+func wallTime(event bson.Raw) time.Time { return timeOf(event.Lookup("wallTime").DateTimeOK()) }
 
 // left counts why the tail left its stream.
 func (s *Store) left(reason string) {

@@ -29,7 +29,8 @@ const (
 type laneWriter struct {
 	s       *Store
 	index   int
-	sess    *mongo.Session
+	in      *inserter
+	sess    *mongo.Session // of everything else
 	m       *lane.Writer
 	took    []*lane.Pending // the inbox before last, for its space
 	why     error           // of the last doubt
@@ -140,6 +141,10 @@ func (w *laneWriter) begin(ctx context.Context) error {
 		return fmt.Errorf("mongo: session of a lane writer: %w", err)
 	}
 	w.sess = sess
+	if w.in, err = newInserter(w.s.client, w.s.c.message); err != nil {
+		return err
+	}
+	w.in.bypass = w.s.bypass
 	return w.open(ctx)
 }
 
@@ -170,6 +175,7 @@ func (w *laneWriter) run() {
 		w.tell()
 	}
 	w.sess.EndSession(context.Background())
+	w.in.end(w.s.o.Attempt)
 	w.offer(true)
 	w.m.Abandon()
 	w.tell()
@@ -249,7 +255,9 @@ func (w *laneWriter) carryOut(a lane.Action) bool {
 	case lane.Insert:
 		w.write(a)
 	case lane.Put:
-		v := w.judged(w.insert([]any{w.s.stopper(bson.ObjectID(a.ID), laneID(a.Lane), a.N, a.Kind)}), 1)
+		v := w.judged(w.insert(1, func(b []byte, _ int) []byte {
+			return w.s.appendStopper(b, bson.ObjectID(a.ID), laneID(a.Lane), a.N, a.Kind)
+		}), 1)
 		w.m.Stopped(v)
 	case lane.Look:
 		w.look(a)

@@ -68,7 +68,7 @@ func (s *Store) gaugeOldest() {
 	}
 	at := 0.0
 	if len(docs) > 0 {
-		if t := timeOf(docs[0].Lookup("created")); !t.IsZero() {
+		if t := timeOf(docs[0].Lookup("created").DateTimeOK()); !t.IsZero() {
 			at = float64(t.UnixMilli()) / 1000
 		}
 	}

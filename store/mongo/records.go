@@ -24,6 +24,7 @@ type recordLane struct {
 	// holes are the numbers of records that were refused and may have to be filled.
 	// For the lane's goroutine.
 	holes map[schema.Owner][]uint64
+	in    *inserter
 
 	mu      sync.Mutex
 	queue   []*recordCall
@@ -147,6 +148,11 @@ func (r *recordLane) run() {
 		return
 	}
 	defer sess.EndSession(context.Background())
+	if r.in, err = newInserter(r.s.client, r.s.c.published); err != nil {
+		r.s.log.Error("record lane", zap.Error(err))
+		return
+	}
+	defer r.in.end(r.s.o.Attempt)
 	for r.s.life.Err() == nil {
 		calls, more := r.take()
 		switch {
@@ -209,7 +215,7 @@ func (r *recordLane) store(sess *mongo.Session, calls []*recordCall) {
 		if len(items) == 0 {
 			break
 		}
-		v := judge(r.insert(sess, items), len(items))
+		v := judge(r.insert(items), len(items))
 		items = items[v.stored:]
 		if v.refused {
 			*items[0].err = fmt.Errorf("mongo: record %v: %w", items[0].ID, v.err)
@@ -244,15 +250,10 @@ func (r *recordLane) store(sess *mongo.Session, calls []*recordCall) {
 	}
 }
 
-func (r *recordLane) insert(sess *mongo.Session, items []recordItem) error {
-	docs := make([]any, len(items))
-	for i, it := range items {
-		docs[i] = newRecordDoc(it.Delivery)
-	}
+func (r *recordLane) insert(items []recordItem) error {
 	ctx, cancel := context.WithTimeout(r.s.life, r.s.o.Attempt)
 	defer cancel()
-	_, err := r.s.c.published.InsertMany(mongo.NewSessionContext(ctx, sess), docs)
-	return err
+	return r.in.insert(ctx, len(items), func(b []byte, i int) []byte { return appendRecord(b, items[i].Delivery) })
 }
 
 // loseRest answers what a session has behind a record that failed, from the first

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/x/bsonx/bsoncore"
 
 	"rewindmq/schema"
 )
@@ -292,13 +293,46 @@ type recordDoc struct {
 	State    bool           `bson:"state,omitempty"`
 }
 
-func newRecordDoc(d *schema.Delivery) recordDoc {
-	return recordDoc{
-		ID: bson.ObjectID(d.ID), ClientID: d.ClientID, Topic: d.Topic, MessageID: optional(d.MessageID), Host: d.Host,
-		Created: d.Created, SID: int64(d.SID), Seq: int64(d.Seq), PacketID: int32(d.PacketID), QoS: int32(d.QoS),
-		Lane: int64(d.Mark.Lane), N: int64(d.Mark.N), Epoch: int64(d.Epoch), Retained: optional(d.Retained),
-		Group: d.Group, Dropped: d.Dropped, State: d.Received,
+// appendRecord appends the document of a record.
+func appendRecord(b []byte, d *schema.Delivery) []byte {
+	at, b := bsoncore.AppendDocumentStart(b)
+	b = bsoncore.AppendObjectIDElement(b, "_id", bson.ObjectID(d.ID))
+	b = bsoncore.AppendStringElement(b, "clientId", d.ClientID)
+	if d.Topic != "" {
+		b = bsoncore.AppendStringElement(b, "topic", d.Topic)
 	}
+	if !d.MessageID.IsZero() {
+		b = bsoncore.AppendObjectIDElement(b, "messageId", bson.ObjectID(d.MessageID))
+	}
+	b = bsoncore.AppendStringElement(b, "host", d.Host)
+	b = bsoncore.AppendDateTimeElement(b, "created", d.Created.UnixMilli())
+	b = bsoncore.AppendInt64Element(b, "sid", int64(d.SID))
+	b = bsoncore.AppendInt64Element(b, "seq", int64(d.Seq))
+	if d.PacketID != 0 {
+		b = bsoncore.AppendInt32Element(b, "packetId", int32(d.PacketID))
+	}
+	b = bsoncore.AppendInt32Element(b, "qos", int32(d.QoS))
+	if d.Mark.Lane != 0 {
+		b = bsoncore.AppendInt64Element(b, "lane", int64(d.Mark.Lane))
+	}
+	if d.Mark.N != 0 {
+		b = bsoncore.AppendInt64Element(b, "n", int64(d.Mark.N))
+	}
+	b = bsoncore.AppendInt64Element(b, "epoch", int64(d.Epoch))
+	if !d.Retained.IsZero() {
+		b = bsoncore.AppendObjectIDElement(b, "retained", bson.ObjectID(d.Retained))
+	}
+	if d.Group != "" {
+		b = bsoncore.AppendStringElement(b, "group", d.Group)
+	}
+	if d.Dropped {
+		b = bsoncore.AppendBooleanElement(b, "dropped", true)
+	}
+	if d.Received {
+		b = bsoncore.AppendBooleanElement(b, "state", true)
+	}
+	b, _ = bsoncore.AppendDocumentEnd(b, at) // fails only where the start is missing
+	return b
 }
 
 func (d *recordDoc) delivery() schema.Delivery {

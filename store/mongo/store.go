@@ -28,6 +28,8 @@ type Store struct {
 	tails *mongo.Client
 	db    *mongo.Database
 	c     collections
+	// bypass: appends pass by the validator of `message`. Set by connect.
+	bypass bool
 
 	serving chan struct{} // closed when calls are taken
 	ended   chan struct{} // closed when they are not taken any more
