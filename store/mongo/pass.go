@@ -26,8 +26,12 @@ type pass struct {
 	merge *merge
 }
 
-// smallPass is up to how many documents a pass takes in with one query.
-const smallPass = 1000
+// smallPass is up to how many documents a pass takes in with one query, and
+// smallPassBytes up to how many bytes of them.
+const (
+	smallPass      = 4000
+	smallPassBytes = 8 << 20
+)
 
 func (s *Store) openPass(ctx context.Context, h schema.Cursor) (*pass, error) {
 	began := time.Now()
@@ -138,28 +142,15 @@ func (s *Store) mergeRanges(ctx context.Context, ranges []laneRange) (*merge, er
 	for i := range ranges {
 		or[i] = ranges[i].filter()
 	}
-	cur, err := s.c.message.Find(ctx, bson.D{{Key: "$or", Value: or}}, options.Find().SetLimit(smallPass+1).SetBatchSize(smallPass+1).SetHint("lane_n"))
+	small, all, err := s.readSmall(ctx, or)
 	if err != nil {
-		return nil, fmt.Errorf("mongo: read of lanes: %w", err)
+		return nil, err
 	}
-	for cur.Next(ctx) {
-		d, err := decode(cur.Current)
-		if err != nil {
-			_ = cur.Close(context.WithoutCancel(ctx))
-			return nil, err
-		}
-		m.small = append(m.small, d)
-	}
-	err = cur.Err()
-	_ = cur.Close(context.WithoutCancel(ctx))
-	if err != nil {
-		return nil, fmt.Errorf("mongo: read of lanes: %w", err)
-	}
-	if len(m.small) <= smallPass {
-		slices.SortFunc(m.small, func(a, b doc) int { return a.before(&b) })
+	if all {
+		slices.SortFunc(small, func(a, b doc) int { return a.before(&b) })
+		m.small = small
 		return m, nil
 	}
-	m.small = nil
 	for i := range ranges {
 		cur, err := s.c.message.Find(ctx, ranges[i].filter(), options.Find().
 			SetSort(bson.D{{Key: "lane", Value: 1}, {Key: "n", Value: 1}}).SetBatchSize(smallPass).SetHint("lane_n"))
@@ -173,6 +164,30 @@ func (s *Store) mergeRanges(ctx context.Context, ranges []laneRange) (*merge, er
 	}
 	heap.Init(&m.sources)
 	return m, nil
+}
+
+// readSmall reads what is in any of the ranges; false: it is too much for one query.
+func (s *Store) readSmall(ctx context.Context, or bson.A) (docs []doc, all bool, err error) {
+	cur, err := s.c.message.Find(ctx, bson.D{{Key: "$or", Value: or}}, options.Find().SetLimit(smallPass+1).SetBatchSize(smallPass+1).SetHint("lane_n"))
+	if err != nil {
+		return nil, false, fmt.Errorf("mongo: read of lanes: %w", err)
+	}
+	defer func() { _ = cur.Close(context.WithoutCancel(ctx)) }()
+	size := 0
+	for cur.Next(ctx) {
+		if size += len(cur.Current); len(docs) == smallPass || size > smallPassBytes {
+			return nil, false, nil
+		}
+		d, err := decode(cur.Current)
+		if err != nil {
+			return nil, false, err
+		}
+		docs = append(docs, d)
+	}
+	if err := cur.Err(); err != nil {
+		return nil, false, fmt.Errorf("mongo: read of lanes: %w", err)
+	}
+	return docs, true, nil
 }
 
 func decode(raw bson.Raw) (doc, error) {
