@@ -1,7 +1,8 @@
 package session
 
-// keepFifo is the capacity that an empty fifo keeps.
-const keepFifo = 16
+// keepFifo is the capacity that an empty fifo keeps: for what clients usually have in
+// flight, 20, a ring that grows anew with each burst costs more than its few KiB.
+const keepFifo = 32
 
 // fifo is a queue that uses its memory again and, once it is empty, lets go of
 // what a burst took. Its bound is its user's.
@@ -29,7 +30,7 @@ func (f *fifo[T]) pop() T {
 	f.items[f.head] = zero
 	if f.head++; f.head == len(f.items) {
 		f.items, f.head = f.items[:0], 0
-		if cap(f.items) > keepFifo {
+		if cap(f.items) >= 2*keepFifo { // append rounds up
 			f.items = nil
 		}
 	}
