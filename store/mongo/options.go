@@ -70,6 +70,8 @@ type Options struct {
 	noGauge bool
 	// busy is how many events within a second make the tail pass. For tests.
 	busy int
+	// crowded is how many entries of the oplog within a second do. For tests.
+	crowded int
 	// onCommand is called for each command that is sent. For tests.
 	onCommand func()
 	// commands sees the commands of both clients. For tests.
@@ -153,6 +155,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.busy == 0 {
 		o.busy = busyEvents
+	}
+	if o.crowded == 0 {
+		o.crowded = busyEntries
 	}
 	if o.Log == nil {
 		o.Log = zap.NewNop()

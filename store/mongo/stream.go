@@ -33,6 +33,9 @@ const (
 	streamReply = 16 << 20
 	// busyEvents within a second are more than the stream is worth.
 	busyEvents = 4000
+	// busyEntries of the oplog within a second, of whatever collection, cost the server
+	// more in the stream, which looks at each of them, than passes do.
+	busyEntries = 16_000
 	// fullBatches in a row mean that the stream does not keep up.
 	fullBatches = 3
 	// adoptionRest is for how long the lanes are read after an adoption.
@@ -177,6 +180,10 @@ func (t *tail) listen(ctx context.Context) error {
 		if !got {
 			st.reached(written)
 			t.s.tailed(asked)
+			t.pace.note(written, time.Now())
+		}
+		if t.crowded() {
+			return t.overload("others' writes cost the server more in it than passes do")
 		}
 		return nil
 	}
@@ -214,6 +221,8 @@ func (t *tail) listen(ctx context.Context) error {
 		return t.overload("full batches in a row")
 	case t.busy():
 		return t.overload("it costs the server more than passes do")
+	case t.crowded():
+		return t.overload("others' writes cost the server more in it than passes do")
 	}
 	return nil
 }
@@ -231,6 +240,9 @@ func (t *tail) busy() bool {
 	t.count += len(t.events)
 	return t.count >= t.s.o.busy
 }
+
+// crowded tells whether the oplog takes in more than the stream is worth.
+func (t *tail) crowded() bool { return t.pace.entries(time.Now()) >= t.s.o.crowded }
 
 // turn leads back to passing: the stream works, but the lanes know better.
 func (t *tail) turn(reason string) error {
@@ -275,6 +287,7 @@ func (t *tail) event(ctx context.Context, raw bson.Raw) (bool, error) {
 		}
 		at := bson.Timestamp{T: sec, I: i}
 		t.stream.reached(at)
+		t.pace.note(at, time.Now())
 		defer t.s.passed.reach(at)
 	}
 	switch op {

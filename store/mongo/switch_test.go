@@ -44,7 +44,7 @@ func TestSwitch(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, 1)
-			r.o.Lease, r.o.noGauge, r.o.busy = c.lease, true, c.busy
+			r.o.Lease, r.o.noGauge, r.o.busy, r.o.crowded = c.lease, true, c.busy, 1<<30
 			core, logged := observer.New(zap.InfoLevel)
 			r.o.Log = zap.New(core)
 			g := r.measured()
@@ -91,6 +91,69 @@ func TestSwitch(t *testing.T) {
 				t.Errorf("the stream failed %v times", n)
 			}
 		})
+	}
+}
+
+// Item 4: what others write, into whatever collection, costs the server as much as
+// messages in a stream that looks at all of it: while they write much the tail passes,
+// and opens no stream.
+func TestSwitch_OthersWrites(t *testing.T) {
+	t.Parallel()
+	r := rigOn(t, ownSet(t, 1)) // nobody else writes there
+	r.o.Lease, r.o.noGauge, r.o.crowded = 5*time.Minute, true, 2000
+	core, logged := observer.New(zap.InfoLevel)
+	r.o.Log = zap.New(core)
+	g := r.measured()
+	s := r.start()
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	from, err := s.Head(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := runSlow(ctx, t, s, from)
+	streaming(t, r, g, s)
+	other := r.db.Collection("other")
+	sent := 0
+	write := func(n int) {
+		for range n {
+			docs := make([]any, 1000)
+			for i := range docs {
+				docs[i] = fields("x", i)
+			}
+			if _, err := other.InsertMany(ctx, docs); err != nil {
+				t.Fatal(err)
+			}
+			appendOne(t, s, &store.Publisher{Owner: schema.Owner{ClientID: "p"}}, "t")
+			sent++
+		}
+	}
+	r.until("the passes", func(context.Context) bool {
+		write(4)
+		return g.left("load") > 0
+	})
+	if found := logged.FilterFieldKey("why").All(); found[0].ContextMap()["why"] != "others' writes cost the server more in it than passes do" {
+		t.Errorf("it was left for another reason: %v", found)
+	}
+	write(40)
+	streaming(t, r, g, s)
+	t.Logf("%d messages beside %d writes of others; left for the load %v times", sent, sent*1000, g.left("load"))
+	// It is not opened, and left again, all the time: a second has 2,000 writes or more.
+	if n := g.left("load"); n > 3 {
+		t.Errorf("left for the load %v times", n)
+	}
+	upTo, err := s.Head(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := 0
+	for _, e := range v.passed(ctx, t, from, upTo) {
+		if e.Message != nil && e.Message.ClientID == "p" {
+			got++
+		}
+	}
+	if got != sent {
+		t.Errorf("%d of %d messages", got, sent)
 	}
 }
 

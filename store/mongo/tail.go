@@ -45,6 +45,7 @@ type tail struct {
 	warned     time.Time
 	counted    time.Time // since when count counts events of the stream
 	count      int
+	pace       pace      // of the oplog
 	overloaded time.Time // when the stream was last left because of it
 
 	opening *opening
@@ -182,11 +183,12 @@ func (t *tail) endPass(ctx context.Context) {
 	w := p.snap.time()
 	t.s.passed.reach(w)
 	t.s.tailed(p.began) // the snapshot is not older
+	t.pace.note(w, time.Now())
 	p.close()
 	waited := false
 	if p.found > 0 {
 		t.rest = passRest
-	} else if !t.s.o.NoStreams {
+	} else if !t.s.o.NoStreams && !t.crowded() {
 		waited = t.open(ctx, w)
 	}
 	if !waited && len(t.events) == 0 {
