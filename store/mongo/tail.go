@@ -17,8 +17,13 @@ import (
 const (
 	// tailBatch bounds what one Next returns.
 	tailBatch = 500
-	// passRest is the pause after a pass, at first.
+	// passRest is the pause after a pass, at first; behind one that found much, busyRest:
+	// half as many passes leave the server time for what they wait for, and nothing
+	// comes later.
 	passRest = 2 * time.Millisecond
+	busyRest = 5 * time.Millisecond
+	// muchFound is how many documents that is.
+	muchFound = 16
 	// maxPassRest bounds it.
 	maxPassRest = 100 * time.Millisecond
 )
@@ -186,7 +191,9 @@ func (t *tail) endPass(ctx context.Context) {
 	t.pace.note(w, time.Now())
 	p.close()
 	waited := false
-	if p.found > 0 {
+	if p.found > muchFound {
+		t.rest = busyRest
+	} else if p.found > 0 {
 		t.rest = passRest
 	} else if !t.s.o.NoStreams && !t.crowded() {
 		waited = t.open(ctx, w)
