@@ -5,8 +5,9 @@ import (
 	"sync"
 )
 
-// laneBatch bounds what a lane hands to the store at once.
-const laneBatch = 500
+// laneBatch bounds what a lane hands to the store at once. A store spreads it again,
+// over its own lanes: it has to be several of their batches, or they stay small.
+const laneBatch = 2000
 
 // lane hands what is waiting to the store in one batch, one batch at a time: so
 // batches grow with the load, and no write overtakes another. What waits is

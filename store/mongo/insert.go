@@ -2,6 +2,7 @@ package mongo
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -39,8 +40,34 @@ func newInserter(client *mongo.Client, coll *mongo.Collection) (*inserter, error
 	return &inserter{coll: coll, sess: sess, txn: time.Now().UnixNano()}, nil
 }
 
-// insert makes one attempt with n documents; doc appends one to a slice.
+// insertBytes is what a command has at most, but for one with a single document. The
+// server takes 16 MiB and a little.
+const insertBytes = 8 << 20
+
+// insert makes one attempt with n documents; doc appends one to a slice. What is too
+// much for one command goes in several, one behind the other. The error of a document
+// has its index among the n.
 func (in *inserter) insert(ctx context.Context, n int, doc func(b []byte, i int) []byte) error {
+	for from := 0; from < n; {
+		cmd, upTo := in.command(from, n, doc)
+		err := in.coll.Database().RunCommand(mongo.NewSessionContext(ctx, in.sess), cmd).Err()
+		var w mongo.WriteException
+		if errors.As(err, &w) {
+			for i := range w.WriteErrors {
+				w.WriteErrors[i].Index += from
+			}
+			return w
+		}
+		if err != nil {
+			return err
+		}
+		from = upTo
+	}
+	return nil
+}
+
+// command makes a command of the documents from..upTo-1.
+func (in *inserter) command(from, n int, doc func(b []byte, i int) []byte) (cmd bson.Raw, upTo int) {
 	in.txn++
 	at, b := bsoncore.AppendDocumentStart(in.buf[:0])
 	b = bsoncore.AppendStringElement(b, "insert", in.coll.Name())
@@ -54,19 +81,26 @@ func (in *inserter) insert(ctx context.Context, n int, doc func(b []byte, i int)
 	b = bsoncore.AppendBooleanElement(b, "j", true)
 	b, _ = bsoncore.AppendDocumentEnd(b, w)
 	list, b := bsoncore.AppendArrayElementStart(b, "documents")
-	for i := range n {
+	for upTo = from; upTo < n; upTo++ {
+		before := len(b)
 		b = append(b, byte(bsoncore.TypeEmbeddedDocument))
-		b = strconv.AppendInt(b, int64(i), 10)
-		b = doc(append(b, 0), i)
+		b = strconv.AppendInt(b, int64(upTo-from), 10)
+		b = doc(append(b, 0), upTo)
+		if upTo > from && len(b) > insertBytes {
+			b = b[:before]
+			break
+		}
 	}
 	b, _ = bsoncore.AppendArrayEnd(b, list)
-	b, err := bsoncore.AppendDocumentEnd(b, at)
-	if err != nil {
-		return err
+	b, _ = bsoncore.AppendDocumentEnd(b, at) // these fail only where a start is missing
+	if in.buf = b; cap(b) > keepBytes {
+		in.buf = nil
 	}
-	in.buf = b
-	return in.coll.Database().RunCommand(mongo.NewSessionContext(ctx, in.sess), bson.Raw(b)).Err()
+	return bson.Raw(b), upTo
 }
+
+// keepBytes is up to how large a buffer is kept for the next command.
+const keepBytes = 1 << 20
 
 // end lets the server forget the session; without it, it does so in half an hour.
 func (in *inserter) end(limit time.Duration) {

@@ -2,6 +2,7 @@ package mongo
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"rewindmq/schema"
+	"rewindmq/store"
 )
 
 // L1: an attempt that was given up and lands late, behind another one, is refused by
@@ -52,6 +54,78 @@ func TestInserter_LateAttemptIsRefused(t *testing.T) {
 	n, err := s.c.message.CountDocuments(ctx, fields("lane", int64(l)))
 	if err != nil || n != 3 {
 		t.Errorf("%d documents, want the first two and the fourth; %v", n, err)
+	}
+}
+
+// What is too much for one command goes in several, and stops at the first document
+// that does not go in.
+func TestInserter_LargeBatch(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 1)
+	s := r.start()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	in, err := newInserter(s.client, s.c.message)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.end(patience)
+	l := newLaneID(7001, 1)
+	size := 5 << 20
+	insert := func(ns ...uint64) error {
+		return in.insert(ctx, len(ns), func(b []byte, i int) []byte {
+			m := message(s, nobody(), "t", "")
+			m.Payload = make([]byte, size)
+			return appendMessage(b, m, l, ns[i])
+		})
+	}
+	before := in.txn
+	if err := insert(1, 2, 3, 4, 5); err != nil || in.txn-before != 5 {
+		t.Errorf("25 MiB by %d commands, want 5: %v", in.txn-before, err)
+	}
+	size, before = 3<<20, in.txn
+	errs := writeErrors(insert(6, 7, 8, 2, 9))
+	if in.txn-before != 2 {
+		t.Errorf("15 MiB by %d commands, want 2 until the duplicate", in.txn-before)
+	}
+	if len(errs) != 1 || errs[0].Index != 3 || errs[0].Code != 11000 {
+		t.Errorf("a duplicate in the second command: %v, want it at 3", errs)
+	}
+	n, err := s.c.message.CountDocuments(ctx, fields("lane", int64(l)))
+	if err != nil || n != 8 {
+		t.Errorf("%d documents, want 8; %v", n, err)
+	}
+	if cap(in.buf) > keepBytes {
+		t.Errorf("a buffer of %d bytes is kept", cap(in.buf))
+	}
+}
+
+// A message whose document would be too large, by properties that take more than their
+// packet did, is refused, and holds nothing up; also where no validator is asked.
+func TestAppend_LargeProperties(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 1)
+	r.o.MaxPayload = 1 << 20
+	s := r.start()
+	if !s.bypass {
+		t.Fatal("the validator is asked, without access control")
+	}
+	pairs := make([]schema.UserProperty, 600_000) // 4 MiB in a packet, 18 in a document
+	for i := range pairs {
+		pairs[i] = schema.UserProperty{Key: "k", Value: "v"}
+	}
+	p := &store.Publisher{Owner: schema.Owner{ClientID: "p"}}
+	large, fits := message(s, p, "t", "large"), message(s, p, "t", "fits")
+	large.Properties = &schema.Properties{User: pairs}
+	fits.Properties = &schema.Properties{User: pairs[:40_000]}
+	got := make(chan []store.Appended, 1)
+	s.Append(t.Context(), p, []*schema.Message{large, fits}, func(a []store.Appended) { got <- a })
+	a := <-got
+	if a[0].Outcome != store.Refused || !errors.Is(a[0].Err, store.ErrTooLarge) {
+		t.Errorf("the large one: %+v", a[0])
+	}
+	if a[1].Outcome != store.Stored {
+		t.Errorf("the other one: %+v", a[1])
 	}
 }
 

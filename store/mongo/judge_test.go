@@ -77,7 +77,11 @@ func TestMessageDocument(t *testing.T) {
 		}
 		lane := newLaneID(schema.Lane(rapid.Uint32Range(1, 1<<31-1).Draw(t, "lane")), rapid.Uint32().Draw(t, "key"))
 		n := rapid.Uint64Range(1, 1<<40).Draw(t, "n")
-		got, at, err := decodeMessage(encodeMessage(&m, lane, n))
+		doc := encodeMessage(&m, lane, n)
+		if size := m.Size() + len(m.Host); len(doc) > size {
+			t.Fatalf("%d bytes, and by Size at most %d", len(doc), size)
+		}
+		got, at, err := decodeMessage(doc)
 		if err != nil {
 			t.Fatal(err)
 		}

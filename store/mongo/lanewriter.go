@@ -51,7 +51,7 @@ type laneWriter struct {
 
 func newLaneWriter(s *Store, i int) *laneWriter {
 	return &laneWriter{s: s, index: i, poke: make(chan struct{}, 1), gone: make(chan struct{}), m: lane.NewWriter(lane.Options{
-		Hold: s.o.Hold, Batch: maxBatch, BatchBytes: maxBatchBytes, MaxPayload: s.o.MaxPayload,
+		Hold: s.o.Hold, Batch: maxBatch, BatchBytes: maxBatchBytes, MaxPayload: s.o.MaxPayload, MaxSize: s.o.MaxPayload + sizeSlack,
 		NewID: func() schema.ID { return schema.ID(bson.NewObjectID()) },
 	})}
 }

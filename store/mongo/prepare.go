@@ -68,7 +68,8 @@ func (s *Store) prepare(ctx context.Context) error {
 	return nil
 }
 
-// sizeSlack is what a message document may take beside its payload.
+// sizeSlack is what a message document may take beside its payload. Appends are held to
+// it by the lane writers, the inserts of others by the validator.
 const sizeSlack = 512 << 10
 
 // validator guards `message`: a foreign insert that breaks it is refused by the

@@ -124,12 +124,15 @@ func (r *recordLane) close() {
 	}
 }
 
+// maxRecords is up to how many records go into one batch. They are small.
+const maxRecords = 1000
+
 // take gives the calls that go into the next batch; false: the end.
 func (r *recordLane) take() ([]*recordCall, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n, size := 0, 0
-	for n < len(r.queue) && (n == 0 || size+len(r.queue[n].batch) <= maxBatch) {
+	for n < len(r.queue) && (n == 0 || size+len(r.queue[n].batch) <= maxRecords) {
 		size += len(r.queue[n].batch)
 		n++
 	}

@@ -118,6 +118,8 @@ func (w *Writer) unwanted(it *item) error {
 		return it.Context.Err()
 	case len(it.msg().Payload) > w.o.MaxPayload:
 		return fmt.Errorf("mongo: payload of %d bytes, at most %d are stored: %w", len(it.msg().Payload), w.o.MaxPayload, store.ErrTooLarge)
+	case it.msg().Size() > w.o.MaxSize:
+		return fmt.Errorf("mongo: message of %d bytes, at most %d are stored: %w", it.msg().Size(), w.o.MaxSize, store.ErrTooLarge)
 	}
 	return nil
 }

@@ -220,7 +220,7 @@ type simWriter struct {
 func (n *node) newWriter(name string) *simWriter {
 	w := n.w
 	x := &simWriter{sender: &sender{node: n, name: name}, m: NewWriter(Options{
-		Hold: w.hold, Batch: 3, BatchBytes: 1 << 20, MaxPayload: 100, NewID: w.newID,
+		Hold: w.hold, Batch: 3, BatchBytes: 1 << 20, MaxPayload: 100, MaxSize: 1 << 20, NewID: w.newID,
 	})}
 	x.m.off = w.off.rules
 	x.open = n.newOpening(x.sender, false)

@@ -15,6 +15,8 @@ type Options struct {
 	Batch, BatchBytes int
 	// MaxPayload is the longest payload that is stored, in bytes.
 	MaxPayload int
+	// MaxSize is the largest message that is stored, by schema.Message.Size, in bytes.
+	MaxSize int
 	// NewID makes the id of a stopper.
 	NewID func() schema.ID
 }

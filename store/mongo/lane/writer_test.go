@@ -12,7 +12,7 @@ import (
 func begun(o Options) *Writer {
 	o.Batch, o.BatchBytes, o.NewID = max(o.Batch, 500), 1<<20, func() schema.ID { return schema.ID{1} }
 	if o.Hold == 0 {
-		o.Hold, o.MaxPayload = time.Minute, 1<<20
+		o.Hold, o.MaxPayload, o.MaxSize = time.Minute, 1<<20, 2<<20
 	}
 	w := NewWriter(o)
 	w.Opened(NewID(1, 7), schema.ID{9})
