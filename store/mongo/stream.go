@@ -182,10 +182,7 @@ func (t *tail) listen(ctx context.Context) error {
 			t.s.tailed(asked)
 			t.pace.note(written, time.Now())
 		}
-		if t.crowded() {
-			return t.overload("others' writes cost the server more in it than passes do")
-		}
-		return nil
+		return t.endure()
 	}
 	st.empty = false
 	t.m.Heard(t.news())
@@ -216,6 +213,11 @@ func (t *tail) listen(ctx context.Context) error {
 	if at := wallTime(st.cs.Current); !at.IsZero() {
 		t.s.tailed(t.s.clock.local(at))
 	}
+	return t.endure()
+}
+
+// endure leads back to passing where the stream is no good under the load.
+func (t *tail) endure() error {
 	switch {
 	case t.m.Loaded():
 		return t.overload("full batches in a row")
