@@ -108,7 +108,8 @@ func (b *Broker) Run(ctx context.Context) error {
 	defer stop()
 	var work errgroup.Group
 	work.Go(func() error { return b.runHub(workers) })
-	if err := b.start(gctx); err != nil {
+	lost, err := b.start(gctx)
+	if err != nil {
 		stop()
 		return errors.Join(err, work.Wait())
 	}
@@ -118,7 +119,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	work.Go(func() error { b.tick(workers); return nil })
 	b.publishSys(1, 0)
 	work.Go(func() error { b.runSys(workers); return nil })
-	work.Go(func() error { return b.watch(workers) })
+	work.Go(func() error { return b.watch(workers, lost) })
 	work.Go(func() error {
 		b.projection.run(workers, b.life, b.hub.H, func(err error) { b.storeTrouble("retained", "", err) })
 		return nil
@@ -129,7 +130,6 @@ func (b *Broker) Run(ctx context.Context) error {
 		failed <- work.Wait()
 		return nil
 	})
-	var err error
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
@@ -157,16 +157,21 @@ func (b *Broker) runHub(ctx context.Context) error {
 }
 
 // start waits for the first H, brings the projection up to it, and finds out whether
-// there can be shared subscriptions.
-func (b *Broker) start(ctx context.Context) error {
+// there can be shared subscriptions. It opens the watch over the sessions that this node
+// will own, before there are any.
+func (b *Broker) start(ctx context.Context) (store.Watch, error) {
 	select {
 	case <-b.hub.Ready():
 	case <-ctx.Done():
-		return ctx.Err()
+		return nil, ctx.Err()
 	}
-	_, err := b.store.OpenGroup(ctx, "")
+	lost, err := b.store.Watch(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("broker: watch sessions: %w", err)
+	}
+	_, err = b.store.OpenGroup(ctx, "")
 	b.noGroups = errors.Is(err, errors.ErrUnsupported)
-	return b.projection.load(ctx, b.hub.Start())
+	return lost, b.projection.load(ctx, b.hub.Start())
 }
 
 // letGo ends all sessions in order.
@@ -244,12 +249,14 @@ func (b *Broker) tick(ctx context.Context) {
 }
 
 // watch ends sessions that were claimed elsewhere.
-func (b *Broker) watch(ctx context.Context) error {
-	w, err := b.store.Watch(ctx)
-	for err == nil {
-		var lost []store.Lost
-		if lost, err = w.Next(ctx); err != nil {
-			break
+func (b *Broker) watch(ctx context.Context, w store.Watch) error {
+	for {
+		lost, err := w.Next(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("broker: watch sessions: %w", err)
 		}
 		for _, l := range lost {
 			if l.ClientID == "" {
@@ -263,10 +270,6 @@ func (b *Broker) watch(ctx context.Context) error {
 			}
 		}
 	}
-	if ctx.Err() != nil {
-		return nil
-	}
-	return fmt.Errorf("broker: watch sessions: %w", err)
 }
 
 // storeTrouble logs a failure of the store, each kind once in a while.

@@ -70,8 +70,6 @@ func (s *Store) dial() error {
 	switch {
 	case s.o.commands != nil:
 		o.SetMonitor(s.o.commands)
-	case s.o.onCommand != nil:
-		o.SetMonitor(&event.CommandMonitor{Started: func(context.Context, *event.CommandStartedEvent) { s.o.onCommand() }})
 	case s.o.Metrics != nil:
 		o.SetMonitor(s.monitor())
 	}

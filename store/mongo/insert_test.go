@@ -28,7 +28,7 @@ func TestInserter_LateAttemptIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer in.end(patience)
-	l := newLaneID(7000, 1)
+	l := ownLane(t, s) // what is in none of the log's would be adopted
 	var docs []bson.Raw
 	for n := range uint64(4) {
 		docs = append(docs, encodeMessage(message(s, nobody(), "t", "x"), l, n+1))
@@ -70,7 +70,7 @@ func TestInserter_LargeBatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer in.end(patience)
-	l := newLaneID(7001, 1)
+	l := ownLane(t, s)
 	size := 5 << 20
 	insert := func(ns ...uint64) error {
 		return in.insert(ctx, len(ns), func(b []byte, i int) []byte {

@@ -72,8 +72,6 @@ type Options struct {
 	busy int
 	// crowded is how many entries of the oplog within a second do. For tests.
 	crowded int
-	// onCommand is called for each command that is sent. For tests.
-	onCommand func()
 	// commands sees the commands of both clients. For tests.
 	commands *event.CommandMonitor
 }
