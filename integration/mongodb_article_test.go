@@ -3,6 +3,7 @@ package integration
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -206,6 +207,62 @@ func TestS33_RetainedWithoutItsMessage(t *testing.T) {
 	}
 	b.publishTexts("s33/end", 1, "end")
 	c.settle(c.takePayload("end"))
+}
+
+// S-31: with the setting every payload is stored as binary; what was stored as a string
+// before comes with the rest, also as retained, byte by byte.
+func TestS31_BinaryPayloads(t *testing.T) {
+	a, b := pair(t)
+	away := b.open(persistent(v5, "s31"))
+	away.subscribe(want{"s31/#", 1})
+	away.cut()
+	send := func(text string) {
+		pub := a.open(transient(v5, "pub"))
+		pub.publish(message{topic: "s31/t", qos: 1, payload: []byte(text)})
+		pub.publish(message{topic: fmt.Sprint("s31/kept/", len(text)), qos: 1, retain: true, payload: []byte(text)})
+	}
+	send("text, 21.5")
+	a.kill9()
+	a.args = append(a.args, "--set", "store.mongo.payload=binary")
+	a.restart()
+	send("more text")
+	send("\xff\x00bytes")
+	types := map[string]string{}
+	for _, d := range a.documents("message", bson.D{{Key: "topic", Value: bson.D{{Key: "$regex", Value: "^s31/"}}}}) {
+		types[string(payloadIn(t, d))] += d.Lookup("data").Type.String() + " "
+	}
+	want31 := map[string]string{"text, 21.5": "string string ", "more text": "binary binary ", "\xff\x00bytes": "binary binary "}
+	if !maps.Equal(types, want31) {
+		t.Errorf("the payloads are stored as %q, want %q", types, want31)
+	}
+	away = b.open(persistent(v5, "s31")).expectPresent(true)
+	for _, text := range []string{"text, 21.5", "more text", "\xff\x00bytes"} {
+		away.settle(away.takePayload(text))
+		away.settle(away.takePayload(text))
+	}
+	fresh := a.open(transient(v5, "fresh"))
+	fresh.subscribe(want{"s31/kept/#", 1})
+	got := map[string]bool{}
+	for range 3 {
+		got[string(fresh.settle(fresh.take()).payload)] = true
+	}
+	if len(got) != 3 || !got["text, 21.5"] || !got["more text"] {
+		t.Errorf("retained: %v", got)
+	}
+}
+
+// payloadIn gives the bytes of a document's payload.
+func payloadIn(t *testing.T, d bson.Raw) []byte {
+	t.Helper()
+	v := d.Lookup("data")
+	if s, ok := v.StringValueOK(); ok {
+		return []byte(s)
+	}
+	_, data, ok := v.BinaryOK()
+	if !ok {
+		t.Fatalf("data is a %v", v.Type)
+	}
+	return data
 }
 
 // S-34, S-35, S-40: each delivery is one document of the article's shape, under the

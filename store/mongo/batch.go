@@ -15,10 +15,10 @@ import (
 
 // write makes one attempt with the whole batch.
 func (w *laneWriter) write(a lane.Action) {
-	n := w.m.Len()
+	n, f := w.m.Len(), w.s.form()
 	began := time.Now()
 	v := w.judged(w.insert(n, func(b []byte, i int) []byte {
-		return appendMessage(b, w.m.Message(i), laneID(a.Lane), a.N+uint64(i))
+		return f.append(b, w.m.Message(i), laneID(a.Lane), a.N+uint64(i))
 	}), n)
 	w.wrote, w.wroteIn = v.Stored, time.Since(began)
 	if m := w.s.o.Metrics; m != nil && !v.Doubt {

@@ -30,17 +30,21 @@ const (
 	stopTopic = "$lane"
 )
 
-// encodeMessage makes the document of m at a place of a lane. The server sets ts.
-func encodeMessage(m *schema.Message, lane laneID, n uint64) bson.Raw {
+// form is how payloads are stored: text as a string, for people, and anything else as
+// binary; or all of them as binary. What is read may have either.
+type form struct{ binary bool }
+
+// encode makes the document of m at a place of a lane. The server sets ts.
+func (f form) encode(m *schema.Message, lane laneID, n uint64) bson.Raw {
 	size := 192 + len(m.Topic) + len(m.Payload) + len(m.ClientID) + len(m.Host)
-	return appendMessage(make([]byte, 0, size), m, lane, n)
+	return f.append(make([]byte, 0, size), m, lane, n)
 }
 
-func appendMessage(b []byte, m *schema.Message, lane laneID, n uint64) []byte {
+func (f form) append(b []byte, m *schema.Message, lane laneID, n uint64) []byte {
 	at, b := bsoncore.AppendDocumentStart(b)
 	b = bsoncore.AppendObjectIDElement(b, "_id", bson.ObjectID(m.ID))
 	b = bsoncore.AppendStringElement(b, "topic", m.Topic)
-	b = appendPayload(b, m.Payload)
+	b = f.appendPayload(b, m.Payload)
 	b = bsoncore.AppendStringElement(b, "clientId", m.ClientID)
 	b = bsoncore.AppendInt32Element(b, "qos", int32(m.QoS))
 	b = bsoncore.AppendBooleanElement(b, "retain", m.Retain)
@@ -59,9 +63,8 @@ func appendMessage(b []byte, m *schema.Message, lane laneID, n uint64) []byte {
 	return b
 }
 
-// appendPayload stores text as a string, for people, and anything else as binary.
-func appendPayload(b []byte, payload []byte) []byte {
-	if utf8.Valid(payload) {
+func (f form) appendPayload(b []byte, payload []byte) []byte {
+	if !f.binary && utf8.Valid(payload) {
 		return bsoncore.AppendStringElement(b, "data", string(payload))
 	}
 	return bsoncore.AppendBinaryElement(b, "data", 0, payload)

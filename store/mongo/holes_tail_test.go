@@ -41,7 +41,7 @@ func inTransaction(t *testing.T, r *rig, fn func(ctx context.Context, insert fun
 		_, err := driver.SessionFromContext(ctx).WithTransaction(ctx, func(ctx context.Context) (any, error) {
 			var err error
 			fn(ctx, func(m *schema.Message, l laneID, n uint64) {
-				_, e := r.db.Collection("message").InsertOne(ctx, encodeMessage(m, l, n))
+				_, e := r.db.Collection("message").InsertOne(ctx, form{}.encode(m, l, n))
 				err = errors.Join(err, e)
 			})
 			return nil, err

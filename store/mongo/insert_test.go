@@ -31,7 +31,7 @@ func TestInserter_LateAttemptIsRefused(t *testing.T) {
 	l := ownLane(t, s) // what is in none of the log's would be adopted
 	var docs []bson.Raw
 	for n := range uint64(4) {
-		docs = append(docs, encodeMessage(message(s, nobody(), "t", "x"), l, n+1))
+		docs = append(docs, form{}.encode(message(s, nobody(), "t", "x"), l, n+1))
 	}
 	insert := func(docs ...bson.Raw) error {
 		return in.insert(ctx, len(docs), func(b []byte, i int) []byte { return append(b, docs[i]...) })
@@ -76,7 +76,7 @@ func TestInserter_LargeBatch(t *testing.T) {
 		return in.insert(ctx, len(ns), func(b []byte, i int) []byte {
 			m := message(s, nobody(), "t", "")
 			m.Payload = make([]byte, size)
-			return appendMessage(b, m, l, ns[i])
+			return form{}.append(b, m, l, ns[i])
 		})
 	}
 	before := in.txn

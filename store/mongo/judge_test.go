@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 	driver "go.mongodb.org/mongo-driver/v2/mongo"
@@ -77,7 +78,11 @@ func TestMessageDocument(t *testing.T) {
 		}
 		lane := newLaneID(schema.Lane(rapid.Uint32Range(1, 1<<31-1).Draw(t, "lane")), rapid.Uint32().Draw(t, "key"))
 		n := rapid.Uint64Range(1, 1<<40).Draw(t, "n")
-		doc := encodeMessage(&m, lane, n)
+		f := form{binary: rapid.Bool().Draw(t, "binary")}
+		doc := f.encode(&m, lane, n)
+		if typ := doc.Lookup("data").Type; typ != bson.TypeString && (typ != bson.TypeBinary || !f.binary && utf8.Valid(m.Payload)) || f.binary && typ != bson.TypeBinary {
+			t.Fatalf("%q is stored as %v, binary %v", m.Payload, typ, f.binary)
+		}
 		if size := m.Size() + len(m.Host); len(doc) > size {
 			t.Fatalf("%d bytes, and by Size at most %d", len(doc), size)
 		}

@@ -113,7 +113,7 @@ func TestResumesByReason(t *testing.T) {
 				return err
 			}
 			m := &schema.Message{ID: s.ids.Next(time.Now()), Topic: "t", Created: time.Now()}
-			_, err := r.db.Collection("message").InsertOne(ctx, encodeMessage(m, lane, 2))
+			_, err := r.db.Collection("message").InsertOne(ctx, form{}.encode(m, lane, 2))
 			return err
 		}},
 	} {

@@ -112,7 +112,7 @@ func fillLanes(ctx context.Context, t *testing.T, r *rig, s *Store, n int, topic
 			var docs []any
 			for i := part; i < n; i += 4 {
 				at++
-				docs = append(docs, encodeMessage(message(s, nobody(), topic(i), "1795657964,21.5"), l, at))
+				docs = append(docs, form{}.encode(message(s, nobody(), topic(i), "1795657964,21.5"), l, at))
 				if len(docs) == 1000 || i+4 >= n {
 					if _, err := coll.InsertMany(ctx, docs); err != nil {
 						t.Error(err)

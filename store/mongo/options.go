@@ -46,6 +46,9 @@ type Options struct {
 	// MaxPayload in bytes: a larger one is refused with store.ErrTooLarge; default
 	// 8 MiB, at most 15 MiB.
 	MaxPayload int
+	// BinaryPayloads stores every payload as binary; else one that is valid UTF-8 is
+	// stored as a string. Both are read, whatever is set.
+	BinaryPayloads bool
 	// RetainMessages and RetainRecords are how long messages and delivery records
 	// are kept; 0: 365 and 30 days; negative: for ever.
 	RetainMessages, RetainRecords time.Duration

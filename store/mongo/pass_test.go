@@ -29,7 +29,7 @@ func TestPassOfLargeMessages(t *testing.T) {
 		for i := range uint64(n) {
 			m := message(s, nobody(), "t", "")
 			m.Payload = bytes.Repeat([]byte{'x'}, tt.payload)
-			docs = append(docs, encodeMessage(m, l, i+1))
+			docs = append(docs, form{}.encode(m, l, i+1))
 		}
 		if _, err := s.c.message.InsertMany(ctx, docs); err != nil {
 			t.Fatal(err)

@@ -104,7 +104,7 @@ func (s *Store) putRetained(ctx context.Context, msgs []*schema.Message) error {
 		models := make([]mongo.WriteModel, len(part))
 		for i, m := range part {
 			d := retainedDoc{
-				Topic: m.Topic, Message: bson.ObjectID(m.ID), Doc: encodeMessage(m, 0, 0),
+				Topic: m.Topic, Message: bson.ObjectID(m.ID), Doc: s.form().encode(m, 0, 0),
 				TS: bson.Timestamp{T: uint32(m.TS >> 32), I: uint32(m.TS)}, Lane: int64(m.Mark.Lane), N: int64(m.Mark.N),
 			}
 			if len(m.Payload) == 0 {

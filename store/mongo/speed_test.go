@@ -61,7 +61,7 @@ func BenchmarkRawInsertMany(b *testing.B) {
 					for left := b.N / shape[0]; left > 0; left -= shape[1] {
 						docs := make([]any, min(left, shape[1]))
 						for i := range docs {
-							docs[i] = encodeMessage(speedMessage(s, "p"), newLaneID(schema.Lane(1000+l), 1), n)
+							docs[i] = form{}.encode(speedMessage(s, "p"), newLaneID(schema.Lane(1000+l), 1), n)
 							n++
 						}
 						if _, err := coll.InsertMany(context.Background(), docs); err != nil {
@@ -130,7 +130,7 @@ func BenchmarkRawEvent(b *testing.B) {
 	defer cs.Close(ctx)
 	var took []time.Duration
 	for i := range b.N {
-		doc := encodeMessage(speedMessage(s, "p"), newLaneID(1000, 1), uint64(i+1))
+		doc := form{}.encode(speedMessage(s, "p"), newLaneID(1000, 1), uint64(i+1))
 		began := time.Now()
 		if _, err := coll.InsertOne(ctx, doc); err != nil {
 			b.Fatal(err)

@@ -73,6 +73,9 @@ const (
 	recordLanes    = 4
 )
 
+// form is how this node stores payloads.
+func (s *Store) form() form { return form{binary: s.o.BinaryPayloads} }
+
 // New checks the options and starts nothing.
 func New(o Options) (*Store, error) {
 	o, err := o.withDefaults()

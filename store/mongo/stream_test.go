@@ -86,7 +86,7 @@ func TestT10_OneClusterTime(t *testing.T) {
 		_, err := driver.SessionFromContext(ctx).WithTransaction(ctx, func(ctx context.Context) (any, error) {
 			var docs []any
 			for i := range n {
-				docs = append(docs, encodeMessage(&schema.Message{ID: s.ids.Next(time.Now()), Topic: "t", Created: time.Now()}, lane, uint64(i+1)))
+				docs = append(docs, form{}.encode(&schema.Message{ID: s.ids.Next(time.Now()), Topic: "t", Created: time.Now()}, lane, uint64(i+1)))
 			}
 			return r.db.Collection("message").InsertMany(ctx, docs)
 		})

@@ -63,6 +63,7 @@ type database struct {
 	Message          string `koanf:"message" doc:"name of the collection of messages"`
 	Subscription     string `koanf:"subscription" doc:"name of the collection of subscriptions"`
 	PublishedMessage string `koanf:"published_message" doc:"name of the collection of delivery records"`
+	Payload          string `koanf:"payload" doc:"how payloads are stored; auto: valid UTF-8 as a string, anything else as binary; binary: all as binary" enum:"auto,binary"`
 	Lanes            int    `koanf:"lanes" doc:"streams of appends of this broker" min:"1" max:"64"`
 	Streams          bool   `koanf:"streams" doc:"tail by change streams; false, for finding faults: by reading the lanes alone"`
 }
@@ -113,7 +114,7 @@ func Default() Config {
 			Retention:   retention{Messages: Duration(365 * day), Records: Duration(30 * day)},
 			Mongo: database{
 				Database: "mqtt", Message: "message", Subscription: "subscription", PublishedMessage: "publishedMessage",
-				Lanes: 2, Streams: true,
+				Payload: "auto", Lanes: 2, Streams: true,
 			},
 		},
 		Append: appending{Hold: Duration(time.Minute)},

@@ -26,7 +26,7 @@ func mongoOptions(c *config.Config, log *zap.Logger) mongo.Options {
 		URI: c.Store.URL, Database: m.Database, Lanes: m.Lanes, Hold: time.Duration(c.Append.Hold),
 		Collections:    mongo.Names{Message: m.Message, Subscription: m.Subscription, PublishedMessage: m.PublishedMessage},
 		RetainMessages: time.Duration(c.Store.Retention.Messages), RetainRecords: time.Duration(c.Store.Retention.Records),
-		SweepRecords: c.Store.Window(), NoStreams: !m.Streams, Log: log.Named("store"),
+		BinaryPayloads: m.Payload == "binary", SweepRecords: c.Store.Window(), NoStreams: !m.Streams, Log: log.Named("store"),
 	}
 }
 
