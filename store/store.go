@@ -1,6 +1,10 @@
 package store
 
-import "context"
+import (
+	"context"
+
+	"rewindmq/store/history"
+)
 
 // Store is the whole of it, as cmd wires it.
 type Store interface {
@@ -13,6 +17,7 @@ type Store interface {
 	Retained
 	Keeper
 	Directory
+	history.Reader
 	Life
 }
 

@@ -19,10 +19,11 @@ type layer struct {
 // layers is the picture of DESIGN.md: imports go down only. A package that is in none of these rooms has no place yet.
 var layers = []layer{
 	{"schema", nil, nil, "what is recorded is known to all and knows nobody"},
-	{"store", []string{"schema"}, nil, "the contract speaks of recorded things and of no implementation"},
-	{"store/storetest", []string{"schema", "store"}, nil, "the suite knows the contract only, so that it is the same for every store"},
-	{"store/embedded", []string{"schema", "store"}, []string{"store/storetest"}, "a store knows the contract and no other store"},
-	{"store/mongo", []string{"schema", "store", "store/mongo/lane"}, []string{"store/storetest", "integration/mongod"}, "a store knows the contract and no other store"},
+	{"store/history", []string{"schema"}, nil, "what records tell people knows no store"},
+	{"store", []string{"schema", "store/history"}, nil, "the contract speaks of recorded things and of no implementation"},
+	{"store/storetest", []string{"schema", "store", "store/history"}, nil, "the suite knows the contract only, so that it is the same for every store"},
+	{"store/embedded", []string{"schema", "store", "store/history"}, []string{"store/storetest"}, "a store knows the contract and no other store"},
+	{"store/mongo", []string{"schema", "store", "store/history", "store/mongo/lane"}, []string{"store/storetest", "integration/mongod"}, "a store knows the contract and no other store"},
 	{"store/mongo/lane", []string{"schema", "store"}, []string{"internal/seeds"}, "what happens to lanes is decided here and done in store/mongo: no driver, so that a simulation can drive it"},
 	{"wire", []string{"schema"}, nil, "bytes on the network know nothing of storage"},
 	{"fanout", []string{"schema", "store"}, []string{"store/storetest", "store/embedded"}, "the hub does not know replay: the broker hands Attach to replay as a function"},
@@ -47,7 +48,7 @@ var layers = []layer{
 	},
 	{
 		"cmd",
-		[]string{"schema", "store", "store/embedded", "store/mongo", "wire", "fanout", "replay", "broker"},
+		[]string{"schema", "store", "store/history", "store/embedded", "store/mongo", "wire", "fanout", "replay", "broker"},
 		[]string{"store/storetest"},
 		"cmd puts everything together, and the tests' tools have no place in the program",
 	},

@@ -51,6 +51,8 @@ type Options struct {
 	claimWait time.Duration
 	// topicLimit bounds the catalog of topics; 0: 1,000,000.
 	topicLimit int
+	// historyScan bounds the records that one ListDeliveries looks at; 0: 200,000.
+	historyScan int
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -88,6 +90,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.topicLimit == 0 {
 		o.topicLimit = 1_000_000
+	}
+	if o.historyScan == 0 {
+		o.historyScan = 200_000
 	}
 	return o, nil
 }

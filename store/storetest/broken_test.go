@@ -14,6 +14,7 @@ import (
 
 	"rewindmq/schema"
 	"rewindmq/store"
+	"rewindmq/store/history"
 )
 
 // broken is a Memory that is wrong in one point: what is not nil replaces or bends
@@ -42,6 +43,8 @@ type broken struct {
 	list     func(after string, limit int) (string, int)
 	listed   func(list []store.SessionInfo) []store.SessionInfo
 	looked   func(i store.SessionInfo, err error) (store.SessionInfo, error)
+	asked    func(of *history.Query, after *string)
+	told     func(list []history.Delivery) []history.Delivery
 	reopened func(b *broken)
 	noCtx    bool // tails do not hear their ctx
 }

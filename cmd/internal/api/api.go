@@ -1,5 +1,5 @@
-// Package api is what an operator's tools ask of a running broker about sessions and retained messages, and the client
-// side of it, which `rewindmq sessions` and `rewindmq retained` use.
+// Package api is what an operator's tools ask of a running broker about sessions, retained messages and deliveries, and
+// the client side of it, which `rewindmq sessions`, `rewindmq retained` and `rewindmq deliveries` use.
 //
 // Nouns: a page is one answer of a listing, in the order of the bytes of what it lists; next is what the page after it
 // begins behind.
@@ -30,6 +30,7 @@ import (
 	"rewindmq/broker"
 	"rewindmq/schema"
 	"rewindmq/store"
+	"rewindmq/store/history"
 )
 
 // Paths of the API.
@@ -37,6 +38,8 @@ const (
 	SessionsPath = "/api/v1/sessions"
 	SessionPath  = "/api/v1/session"  // ?client=
 	RetainedPath = "/api/v1/retained" // ?filter=, for a DELETE ?topic=
+	// DeliveriesPath is for ?client=, ?message=, or both.
+	DeliveriesPath = "/api/v1/deliveries"
 )
 
 // maxPage bounds one page; fewer by ?limit=.
@@ -96,6 +99,29 @@ type Message struct {
 	Base64  *string   `json:"base64,omitempty"`
 }
 
+// Delivery is a message that was sent to a client.
+type Delivery struct {
+	Message string    `json:"message"`
+	Client  string    `json:"client"`
+	Topic   string    `json:"topic"`
+	QoS     uint8     `json:"qos"`
+	State   string    `json:"state"` // sent, received, acknowledged or dropped, see history.State
+	Created time.Time `json:"created"`
+	Node    string    `json:"node"`
+	// Retained: it came by the subscription, not by the publish.
+	Retained bool `json:"retained,omitempty"`
+	// Group is the filter of the shared subscription; empty: it is none.
+	Group    string `json:"group,omitempty"`
+	PacketID uint16 `json:"packetId,omitempty"`
+	SID      uint64 `json:"sid,omitempty"`
+	Seq      uint64 `json:"seq,omitempty"`
+}
+
+type deliveryPage struct {
+	Deliveries []Delivery `json:"deliveries"`
+	Next       string     `json:"next,omitempty"`
+}
+
 type sessionPage struct {
 	Sessions []Session `json:"sessions"`
 	Next     string    `json:"next,omitempty"`
@@ -107,7 +133,7 @@ type retainedPage struct {
 }
 
 // New returns the API. It is safe for concurrent use.
-func New(s Sessions, r Retained) http.Handler {
+func New(s Sessions, r Retained, h history.Reader) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+SessionsPath, func(w http.ResponseWriter, q *http.Request) { listSessions(w, q, s) })
 	mux.HandleFunc("GET "+SessionPath, func(w http.ResponseWriter, q *http.Request) { showSession(w, q, s) })
@@ -118,6 +144,7 @@ func New(s Sessions, r Retained) http.Handler {
 	mux.HandleFunc("DELETE "+RetainedPath, func(w http.ResponseWriter, q *http.Request) {
 		remove(w, q, "topic", r.ClearRetained)
 	})
+	mux.HandleFunc("GET "+DeliveriesPath, func(w http.ResponseWriter, q *http.Request) { listDeliveries(w, q, h) })
 	return local(mux)
 }
 
@@ -277,6 +304,8 @@ func fail(w http.ResponseWriter, err error) {
 		code = http.StatusNotFound
 	case errors.Is(err, broker.ErrBusy):
 		code = http.StatusConflict
+	case errors.Is(err, history.ErrPage):
+		code = http.StatusBadRequest
 	}
 	http.Error(w, err.Error(), code)
 }

@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"rewindmq/cmd/internal/exit"
 	"rewindmq/schema"
 	"rewindmq/store"
+	"rewindmq/store/history"
 )
 
 // stock is a broker with these sessions and retained messages.
@@ -80,6 +82,31 @@ func (s *stock) ClearRetained(_ context.Context, topic string) error {
 	return nil
 }
 
+// ListDeliveries gives two to each session, in pages of at most three.
+func (s *stock) ListDeliveries(_ context.Context, of history.Query, after string, limit int) (out []history.Delivery, next string, err error) {
+	from, err := strconv.Atoi("0" + after)
+	if err != nil {
+		return nil, "", history.ErrPage
+	}
+	n := 0
+	for _, i := range s.sessions {
+		for seq := range uint64(2) {
+			d := schema.Delivery{Owner: i.Owner, Seq: seq + 1, Topic: i.ClientID, MessageID: schema.ID{1, byte(seq)}, QoS: 1, Host: "n", Created: time.UnixMilli(1700000000123)}
+			if !of.Match(&d) {
+				continue
+			}
+			if n++; n <= from {
+				continue
+			}
+			if len(out) == min(limit, 3) {
+				return out, strconv.Itoa(n - 1), nil
+			}
+			out = append(out, history.Delivery{Delivery: d, State: history.Acknowledged})
+		}
+	}
+	return out, "", nil
+}
+
 func odd() []string {
 	return []string{
 		"plant/7/pump", "k1|mode=3,sign=sha1,ts=1700000000|", "a b", "50%2F", "$SYS", "x.y$z", `"q'`, "line1\nline2", "温度-1", strings.Repeat("x", 300),
@@ -100,7 +127,7 @@ func TestSessions(t *testing.T) {
 		s.sessions = append(s.sessions, info)
 	}
 	slices.SortFunc(s.sessions, func(a, b store.SessionInfo) int { return strings.Compare(a.ClientID, b.ClientID) })
-	web := httptest.NewServer(New(s, s))
+	web := httptest.NewServer(New(s, s, s))
 	defer web.Close()
 	c, err := Dial(strings.TrimPrefix(web.URL, "http://"))
 	if err != nil {
@@ -145,6 +172,57 @@ func TestSessions(t *testing.T) {
 	}
 }
 
+// S-36: every delivery is told once, to a client or of a message, whatever the pages.
+func TestDeliveries(t *testing.T) {
+	t.Parallel()
+	s := &stock{}
+	for i, id := range odd() {
+		s.sessions = append(s.sessions, store.SessionInfo{Owner: schema.Owner{ClientID: id, SID: uint64(i + 1)}})
+	}
+	web := httptest.NewServer(New(s, s, s))
+	defer web.Close()
+	c, err := Dial(strings.TrimPrefix(web.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := func(client, message string) (got []string) {
+		err := c.EachDelivery(t.Context(), client, message, func(d Delivery) error {
+			got = append(got, fmt.Sprint(d.Client, " ", d.Seq))
+			if d.Topic != d.Client || d.State != "acknowledged" || d.Node != "n" || d.Created.UnixMilli() != 1700000000123 {
+				t.Errorf("%+v", d)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		return got
+	}
+	var of []string
+	for _, id := range odd() {
+		if got := list(id, ""); !slices.Equal(got, []string{id + " 1", id + " 2"}) {
+			t.Errorf("to %q: %q", id, got)
+		}
+		of = append(of, id+" 2")
+	}
+	if got := list("", schema.ID{1, 1}.String()); !slices.Equal(got, of) {
+		t.Errorf("of a message: %q, want %q", got, of)
+	}
+	if got := list(odd()[0], schema.ID{1, 1}.String()); !slices.Equal(got, of[:1]) {
+		t.Errorf("of a message to a client: %q", got)
+	}
+	for _, bad := range []string{"", "?message=x", "?message=" + schema.ID{}.String(), "?client=a&after=x", "?client=a&limit=0"} {
+		resp, err := http.Get(web.URL + DeliveriesPath + bad)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != http.StatusBadRequest {
+			t.Errorf("%s: %s", bad, resp.Status)
+		}
+	}
+}
+
 // F-18, F-20: topics and payloads go through unchanged.
 func TestRetained(t *testing.T) {
 	t.Parallel()
@@ -156,7 +234,7 @@ func TestRetained(t *testing.T) {
 		s.messages = append(s.messages, &schema.Message{Topic: topic, Payload: []byte([]string{"t;23,5;\xb0C\r\n", "a\x00b", "<&>"}[i%3]), QoS: 1, ClientID: "c"})
 	}
 	slices.SortFunc(s.messages, func(a, b *schema.Message) int { return strings.Compare(a.Topic, b.Topic) })
-	web := httptest.NewServer(New(s, s))
+	web := httptest.NewServer(New(s, s, s))
 	defer web.Close()
 	c, err := Dial(strings.TrimPrefix(web.URL, "http://"))
 	if err != nil {
@@ -224,7 +302,7 @@ func TestLocal(t *testing.T) {
 				q.Header.Set(c.header, "x")
 			}
 			w := httptest.NewRecorder()
-			New(s, s).ServeHTTP(w, q)
+			New(s, s, s).ServeHTTP(w, q)
 			if w.Code != c.want {
 				t.Errorf("%d, want %d", w.Code, c.want)
 			}

@@ -88,6 +88,26 @@ func (c *Client) ClearRetained(ctx context.Context, topic string) error {
 	return c.call(ctx, http.MethodDelete, RetainedPath, url.Values{"topic": {topic}}, nil)
 }
 
+// EachDelivery calls fn for every delivery to a client, of a message, or both; one of them is set. Those of a session
+// are in the order in which they were sent.
+func (c *Client) EachDelivery(ctx context.Context, clientID, message string, fn func(Delivery) error) error {
+	q := url.Values{}
+	if clientID != "" {
+		q.Set("client", clientID)
+	}
+	if message != "" {
+		q.Set("message", message)
+	}
+	return eachPage(ctx, c, DeliveriesPath, q, func(p *deliveryPage) (string, error) {
+		for _, d := range p.Deliveries {
+			if err := fn(d); err != nil {
+				return "", err
+			}
+		}
+		return p.Next, nil
+	})
+}
+
 func eachPage[P any](ctx context.Context, c *Client, path string, q url.Values, each func(*P) (next string, err error)) error {
 	for {
 		var p P

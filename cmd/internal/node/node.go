@@ -207,12 +207,12 @@ func (n *Node) Started() <-chan struct{} { return n.broker.Started() }
 // Ready tells whether the node serves; the error is for people.
 func (n *Node) Ready(ctx context.Context) error { return n.broker.Ready(ctx) }
 
-// API answers the operator's questions about sessions and retained messages.
+// API answers the operator's questions about sessions, retained messages and deliveries.
 func (n *Node) API() http.Handler {
 	return api.New(struct {
 		store.Directory
 		*broker.Broker
-	}{n.store, n.broker}, n.broker)
+	}{n.store, n.broker}, n.broker, n.store)
 }
 
 // Checkpoint copies the running log into a new directory.

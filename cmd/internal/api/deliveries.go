@@ -1,0 +1,46 @@
+package api
+
+import (
+	"net/http"
+
+	"rewindmq/schema"
+	"rewindmq/store/history"
+)
+
+func listDeliveries(w http.ResponseWriter, q *http.Request, h history.Reader) {
+	limit, ok := limitOf(w, q)
+	if !ok {
+		return
+	}
+	of := history.Query{ClientID: q.FormValue("client")}
+	if text := q.FormValue("message"); text != "" {
+		id, err := schema.ParseID(text)
+		if err != nil || id.IsZero() {
+			http.Error(w, "message: want the 24 hexadecimal digits of a message's id", http.StatusBadRequest)
+			return
+		}
+		of.MessageID = id
+	}
+	if of == (history.Query{}) {
+		http.Error(w, "the request lacks the parameter client, or message", http.StatusBadRequest)
+		return
+	}
+	list, next, err := h.ListDeliveries(q.Context(), of, q.FormValue("after"), limit)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	page := deliveryPage{Deliveries: make([]Delivery, 0, len(list)), Next: next}
+	for i := range list {
+		page.Deliveries = append(page.Deliveries, delivery(&list[i]))
+	}
+	answer(w, page)
+}
+
+func delivery(d *history.Delivery) Delivery {
+	return Delivery{
+		Message: d.MessageID.String(), Client: d.ClientID, Topic: d.Topic, QoS: d.QoS, State: string(d.State),
+		Created: d.Created.UTC(), Node: d.Host, Retained: !d.Retained.IsZero(), Group: d.Group,
+		PacketID: d.PacketID, SID: d.SID, Seq: d.Seq,
+	}
+}

@@ -1,0 +1,94 @@
+// Package history is what the delivery records tell people and their tools: who was sent
+// what, and what is known of it. Nothing of the protocol depends on it.
+//
+// A Delivery is a record with its State, which is told by the saved cursor of its
+// session. A Query says which; a Reader, which every store is, gives them page by page.
+//
+// The package has no state and starts no goroutine.
+package history
+
+import (
+	"context"
+	"errors"
+
+	"rewindmq/schema"
+)
+
+// MaxPage bounds one answer of ListDeliveries.
+const MaxPage = 1000
+
+// ErrPage answers for the place of a page that the store has not given.
+var ErrPage = errors.New("history: no such page")
+
+// Reader gives deliveries by the records that retention has left, and with `records:
+// window` by the few that a crash needs. It sees every write that was answered before the
+// call.
+type Reader interface {
+	// ListDeliveries gives the deliveries that q asks for from behind `after`: where the
+	// page before ended ("": from the start). What it is made of is the store's affair;
+	// one that the store has not given is ErrPage. At most limit, and at most MaxPage
+	// (limit 0: as many). next "" means that there are no more; a page may be empty and
+	// have a next, as a store looks at so many records in a call. Those of one session
+	// are in order of seq. A delivery that is there for the whole of a walk over all
+	// pages is met once.
+	ListDeliveries(ctx context.Context, q Query, after string, limit int) (list []Delivery, next string, err error)
+}
+
+// Query says which deliveries: to a client, of a message, or both. One of the two is set.
+type Query struct {
+	ClientID  string // "": to any
+	MessageID schema.ID
+}
+
+// Match tells whether d is one of them. Fences and what fills a hole are none.
+func (q *Query) Match(d *schema.Delivery) bool {
+	return !d.MessageID.IsZero() && (q.ClientID == "" || d.ClientID == q.ClientID) &&
+		(q.MessageID.IsZero() || d.MessageID == q.MessageID)
+}
+
+// Delivery is a record, and what is known of it.
+type Delivery struct {
+	schema.Delivery
+	State State
+}
+
+// State is what is known of a delivery.
+type State string
+
+// The states. A session tells of acknowledgements when it saves its place: seconds
+// later, or when its connection ends.
+const (
+	// Sent: it was sent, or is about to be. No acknowledgement is known, or none any
+	// more: the session has ended.
+	Sent State = "sent"
+	// Received: of QoS 2, PUBREC has come.
+	Received State = "received"
+	// Acknowledged: by PUBACK or PUBCOMP; or its session had it discarded, as expired.
+	Acknowledged State = "acknowledged"
+	// Dropped: it was not sent and never will be: too large for the client.
+	Dropped State = "dropped"
+)
+
+// StateOf tells what is known of d by the saved cursor of its session; nil: there is
+// none, or the session is another.
+func StateOf(d *schema.Delivery, c *schema.SessionCursor) State {
+	open := Sent
+	if d.QoS == 2 && d.Received {
+		open = Received
+	}
+	switch {
+	case d.Dropped:
+		return Dropped
+	case c == nil || d.Seq > c.Seq:
+		return open
+	}
+	for i := range c.Flight {
+		if f := &c.Flight[i]; f.Seq == d.Seq {
+			if f.Received {
+				return Received
+			}
+			return open
+		}
+	}
+	return Acknowledged
+}
