@@ -88,10 +88,13 @@ func (d *Delivery) Flight() Flight {
 func (c *SessionCursor) Recover(records []Delivery, received func(Flight) bool, runs map[ID]string) {
 	c.After = c.After.Clone()
 	flight := make([]Flight, 0, len(c.Flight)+len(records))
+	settled := make([]bool, cap(flight))
+	holder := make(map[uint16]int, len(c.Flight)) // of a packet id, in flight
 	for _, f := range c.Flight {
 		if f.QoS == 2 && !f.Received && received != nil {
 			f.Received = received(f)
 		}
+		holder[f.PacketID] = len(flight)
 		flight = append(flight, f)
 	}
 	for i := range records {
@@ -100,12 +103,10 @@ func (c *SessionCursor) Recover(records []Delivery, received func(Flight) bool, 
 		if d.PacketID != 0 {
 			// A record settles whatever held its id before: an id is given
 			// again only when it was free.
-			for k := range flight {
-				if flight[k].PacketID == d.PacketID {
-					flight = append(flight[:k], flight[k+1:]...)
-					break
-				}
+			if k, held := holder[d.PacketID]; held {
+				settled[k] = true
 			}
+			holder[d.PacketID] = len(flight)
 			flight = append(flight, d.Flight())
 		}
 		if d.MessageID.IsZero() {
@@ -119,5 +120,11 @@ func (c *SessionCursor) Recover(records []Delivery, received func(Flight) bool, 
 			runs[d.Retained] = max(runs[d.Retained], d.Topic)
 		}
 	}
-	c.Flight = flight
+	left := flight[:0]
+	for i := range flight {
+		if !settled[i] {
+			left = append(left, flight[i])
+		}
+	}
+	c.Flight = left
 }

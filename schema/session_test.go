@@ -190,3 +190,22 @@ func TestRecover(t *testing.T) {
 		}
 	})
 }
+
+// Bringing a full flight up to as many records again takes steps for each, not for each
+// pair: 65,535 ids are allowed.
+func BenchmarkRecoverFull(b *testing.B) {
+	var saved SessionCursor
+	var records []Delivery
+	for i := range 65_535 {
+		seq := uint64(i + 1)
+		saved.Flight = append(saved.Flight, Flight{Seq: seq, PacketID: uint16(seq), QoS: 1, MessageID: ID{1}})
+		records = append(records, Delivery{Seq: 65_535 + seq, PacketID: uint16(65_536 - seq), QoS: 1, MessageID: ID{2}, Mark: Mark{1, seq}})
+	}
+	for b.Loop() {
+		c := SessionCursor{Seq: 65_535, Flight: saved.Flight}
+		c.Recover(records, nil, nil)
+		if len(c.Flight) != 65_535 || c.Flight[0].Seq != 65_536 {
+			b.Fatal(len(c.Flight))
+		}
+	}
+}
