@@ -141,6 +141,9 @@ func (w *claimWalk) steps(ctx context.Context) (store.Claimed, error) {
 	if w.dead == nil {
 		// Before the last look: a claim that it does not see is told of afterwards.
 		s.owned.take(w.mine.owns())
+		if s.self.id() != w.node {
+			return store.Claimed{}, w.reborn(ctx)
+		}
 	}
 	if ok, err := w.open(ctx); err != nil || !ok {
 		s.owned.drop(w.ask.ClientID, uint64(w.mine.Epoch)+1)
@@ -152,6 +155,23 @@ func (w *claimWalk) steps(ctx context.Context) (store.Claimed, error) {
 		Owner: w.mine.owns(), Present: w.mine.SID != w.mine.Epoch, Released: len(w.waiting) == 0,
 		Subscriptions: w.subs, Cursor: w.cur, Wills: w.wills,
 	}, nil
+}
+
+var errReborn = errors.New("mongo: this node was declared dead during the claim, and goes on as another")
+
+// reborn lets go of what was claimed under a name that this node has no more: nobody
+// looks after the sessions of a node that is finished. The node had its new name before
+// it lost all that it owned, so a claim that is not lost there sees it.
+func (w *claimWalk) reborn(ctx context.Context) error {
+	s, o := w.s, w.mine.owns()
+	s.owned.drop(o.ClientID, o.Epoch+1)
+	if len(w.waiting) > 0 {
+		return errReborn // the next claim puts a fence
+	}
+	err := s.write(ctx, o.ClientID, func(ctx context.Context) error {
+		return s.release(ctx, store.Release{Owner: o, Normal: true}) // no connection was accepted: no will
+	})
+	return errors.Join(errReborn, err)
 }
 
 // readSession reads a session; nil: there is none.

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"go.mongodb.org/mongo-driver/v2/bson"
+
 	"rewindmq/schema"
 	"rewindmq/store"
 )
@@ -144,6 +146,35 @@ func TestDeadNodeIsReborn(t *testing.T) {
 	again := appendOne(t, a, &store.Publisher{Owner: next.Owner}, "t")
 	if again.Outcome != store.Stored || again.Mark.Lane == got.Mark.Lane {
 		t.Errorf("after it was reborn: %+v, before %+v", again, got)
+	}
+}
+
+// A claim that ends under a name that its node has no more is let go of, without the
+// will of a connection that was never accepted: nobody would look after it.
+func TestClaimOfAFormerName(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 1)
+	s := r.start()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	w := &claimWalk{s: s, token: bson.NewObjectID(), node: bson.NewObjectID(), ask: store.Claim{
+		ClientID: "c", Protocol: 5, Expiry: schema.NoExpiry, Will: &schema.Will{Topic: "w", QoS: 1},
+	}}
+	if got := w.walk(ctx); !errors.Is(got.Err, errReborn) {
+		t.Errorf("%+v, want that the node is another", got)
+	}
+	info, err := s.LookSession(ctx, "c")
+	if err != nil || info.Connected {
+		t.Errorf("%+v, %v: want that nobody has it", info, err)
+	}
+	if d, err := s.readSession(ctx, "c"); err != nil || d.Owner != nil || d.Released != d.Epoch || len(d.Wills) > 0 {
+		t.Errorf("%+v, %v: want it released, without a will", d, err)
+	}
+	if s.owned.has(w.mine.owns()) {
+		t.Error("it is this node's")
+	}
+	if next := claim(t, s, "c"); !next.Present || !next.Released {
+		t.Errorf("the next claim: %+v", next)
 	}
 }
 
