@@ -36,6 +36,7 @@ func (s *Session) resend() bool {
 		s.popAgain(e)
 		s.do(Action{Do: Count, Dropped: DropTooLarge, QoS: e.QoS})
 		s.skip(e)
+		s.saveDrop()
 		return true
 	}
 	e.ids, e.rap = r.ids, r.rap

@@ -20,6 +20,7 @@ const (
 	ruleOfferAfter                      // what is offered is dropped unless it is after the session's own vector
 	ruleSince                           // since is Head merged with H
 	ruleBefore                          // the highest QoS so far holds for what lies before the replacement
+	ruleSaveDrop                        // a drop at a resend is saved before anything more is sent
 	ruleSaveRise                        // the cursor is saved before a subscription's QoS rises
 	ruleRunSince                        // a run leaves out a topic whose message is after its place
 	ruleRunWaits                        // a run starts when the hub has passed its place

@@ -48,6 +48,9 @@ func (s *Session) OnWritten(err error, lost bool) {
 	w := s.writes.pop()
 	if w.kind == wroteCursor {
 		s.saving = false
+		if s.dropping == dropUnderWay {
+			s.dropping = dropNone
+		}
 	}
 	if w.kind == wroteEnd {
 		s.stage, s.lost = ended, s.lost || err != nil
@@ -65,6 +68,8 @@ func (s *Session) OnWritten(err error, lost bool) {
 		return
 	}
 	switch w.kind {
+	case wroteCursor:
+		s.resume()
 	case wroteReceived:
 		s.onReceived(w.e)
 	case wroteInbound:
@@ -79,6 +84,38 @@ func (s *Session) OnWritten(err error, lost bool) {
 		}
 	}
 	s.finish()
+}
+
+// dropping is how far the save is that a drop at a resend waits for.
+//
+// Invariant: nothing is sent behind a delivery that was dropped at its resend until the
+// saved cursor knows it. Else a crash brings it back, and a connection that takes larger
+// packets gets it behind what came after it (P4).
+type dropping uint8
+
+const (
+	dropNone dropping = iota
+	dropWanted
+	dropUnderWay // the save has begun
+)
+
+// saveDrop has a drop saved before anything more is sent.
+func (s *Session) saveDrop() {
+	if s.keeps() && s.on(ruleSaveDrop) {
+		s.dropping = dropWanted
+		s.save()
+	}
+}
+
+// resume goes on behind a save.
+func (s *Session) resume() {
+	switch {
+	case s.closing:
+	case s.dropping == dropWanted: // by a drop during the save
+		s.save()
+	default:
+		s.Pump()
+	}
 }
 
 // Tick saves the cursor when it is time. h is the hub's, loaded for this call.
@@ -112,6 +149,9 @@ func (s *Session) Save() {
 func (s *Session) save() {
 	if !s.keeps() || s.saving && !s.closing {
 		return
+	}
+	if s.dropping == dropWanted {
+		s.dropping = dropUnderWay
 	}
 	moved := s.runsDirty
 	s.dirty, s.merged, s.runsDirty, s.saving, s.unsaved, s.lastSaved = false, false, false, true, 0, s.o.Now()

@@ -113,6 +113,7 @@ type Session struct {
 	dirty     bool // deliveries or acks since the last save
 	merged    bool // a merge since the last save
 	saving    bool
+	dropping  dropping
 	unsaved   int // deliveries since the last save
 	lastSaved time.Time
 

@@ -82,7 +82,7 @@ func (s *Session) room() bool {
 // or what it was given since the caller last looked, with what waits for its
 // record, is enough for once. The window alone would let large messages pile up.
 func (s *Session) held() bool {
-	if s.blocked {
+	if s.blocked || s.dropping != dropNone {
 		return true
 	}
 	if s.o.Burst == 0 || s.spent+s.unsent < s.o.Burst {
