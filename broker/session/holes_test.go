@@ -408,6 +408,28 @@ func TestHole_S23_TooLargeAtTheResend(t *testing.T) {
 		"m1 is large qos 1 id 1 dup, m2 is large qos 2 id 2 dup, closed: protocol_error, let go", "large-resend")
 }
 
+// P4: m1 is too large for one connection, and settled by that; crash; the next takes it.
+// If m2 had gone out in between, m1 would come behind it.
+func TestDropAtTheResendIsSavedFirst(t *testing.T) {
+	hole(t, func(p *play) string {
+		p.begin("a", 1)
+		p.publish("a", "m1 is large", 1)
+		p.crash()
+		p.heard()
+		p.o.MaximumPacketSize = 5
+		p.hold[DoWrite] = true
+		p.connect()
+		p.publish("a", "m2", 1)
+		p.crash()
+		p.o.MaximumPacketSize = 0
+		p.hold[DoWrite] = false
+		p.connect()
+		return p.heard()
+	},
+		"dropped: too_large, m1 is large qos 1 id 1 dup, m2 qos 1 id 2",
+		"dropped: too_large, m2 qos 1 id 2, m1 is large qos 1 id 1 dup, m2 qos 1 id 2 dup", "save-drop")
+}
+
 // S24: the run ends, its records are under way; crash. If its end had been stored,
 // what was retained would never come.
 func TestHole_S24_RunFollowsItsRecords(t *testing.T) {
