@@ -22,6 +22,10 @@ import (
 // pool, whose numbers are lower. The driver does not try again by itself; a caller
 // looks what is stored first in any case.
 //
+// The driver's documentation leaves it open what RunCommand does with a command that has
+// transaction fields. It passes it on; TestInserter_LateAttemptIsRefused holds all that is
+// relied on: that the server judges the number, and that the session learns the time.
+//
 // For one goroutine.
 type inserter struct {
 	coll *mongo.Collection

@@ -14,21 +14,27 @@ import (
 	"rewindmq/store"
 )
 
+// newTestInserter gives an inserter of messages, and a lane of the log to insert into:
+// what is in none would be adopted.
+func newTestInserter(t *testing.T) (context.Context, *Store, *inserter, laneID) {
+	t.Helper()
+	s := newRig(t, 1).start()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	t.Cleanup(cancel)
+	in, err := newInserter(s.client, s.c.message)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { in.end(patience) })
+	return ctx, s, in, ownLane(t, s)
+}
+
 // L1: an attempt that was given up and lands late, behind another one, is refused by
 // the server, and nothing of it is stored; the session of the driver's own writes is
 // another.
 func TestInserter_LateAttemptIsRefused(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, 1)
-	s := r.start()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	in, err := newInserter(s.client, s.c.message)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer in.end(patience)
-	l := ownLane(t, s) // what is in none of the log's would be adopted
+	ctx, s, in, l := newTestInserter(t)
 	var docs []bson.Raw
 	for n := range uint64(4) {
 		docs = append(docs, form{}.encode(message(s, nobody(), "t", "x"), l, n+1))
@@ -47,7 +53,7 @@ func TestInserter_LateAttemptIsRefused(t *testing.T) {
 		t.Errorf("the late attempt: %v, want 225", err)
 	}
 	in.txn++
-	err = insert(docs[3], docs[0], docs[2])
+	err := insert(docs[3], docs[0], docs[2])
 	if errs := writeErrors(err); !driver.IsDuplicateKeyError(err) || len(errs) != 1 || errs[0].Index != 1 {
 		t.Errorf("a duplicate in the middle: %v", err)
 	}
@@ -61,16 +67,7 @@ func TestInserter_LateAttemptIsRefused(t *testing.T) {
 // that does not go in.
 func TestInserter_LargeBatch(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, 1)
-	s := r.start()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	in, err := newInserter(s.client, s.c.message)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer in.end(patience)
-	l := ownLane(t, s)
+	ctx, s, in, l := newTestInserter(t)
 	size := 5 << 20
 	insert := func(ns ...uint64) error {
 		return in.insert(ctx, len(ns), func(b []byte, i int) []byte {

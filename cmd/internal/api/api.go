@@ -99,29 +99,6 @@ type Message struct {
 	Base64  *string   `json:"base64,omitempty"`
 }
 
-// Delivery is a message that was sent to a client.
-type Delivery struct {
-	Message string    `json:"message"`
-	Client  string    `json:"client"`
-	Topic   string    `json:"topic"`
-	QoS     uint8     `json:"qos"`
-	State   string    `json:"state"` // sent, received, acknowledged or dropped, see history.State
-	Created time.Time `json:"created"`
-	Node    string    `json:"node"`
-	// Retained: it came by the subscription, not by the publish.
-	Retained bool `json:"retained,omitempty"`
-	// Group is the filter of the shared subscription; empty: it is none.
-	Group    string `json:"group,omitempty"`
-	PacketID uint16 `json:"packetId,omitempty"`
-	SID      uint64 `json:"sid,omitempty"`
-	Seq      uint64 `json:"seq,omitempty"`
-}
-
-type deliveryPage struct {
-	Deliveries []Delivery `json:"deliveries"`
-	Next       string     `json:"next,omitempty"`
-}
-
 type sessionPage struct {
 	Sessions []Session `json:"sessions"`
 	Next     string    `json:"next,omitempty"`

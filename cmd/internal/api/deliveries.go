@@ -2,10 +2,34 @@ package api
 
 import (
 	"net/http"
+	"time"
 
 	"rewindmq/schema"
 	"rewindmq/store/history"
 )
+
+// Delivery is a message that was sent to a client.
+type Delivery struct {
+	Message string    `json:"message"`
+	Client  string    `json:"client"`
+	Topic   string    `json:"topic"`
+	QoS     uint8     `json:"qos"`
+	State   string    `json:"state"` // sent, received, acknowledged or dropped, see history.State
+	Created time.Time `json:"created"`
+	Node    string    `json:"node"`
+	// Retained: it came by the subscription, not by the publish.
+	Retained bool `json:"retained,omitempty"`
+	// Group is the filter of the shared subscription; empty: it is none.
+	Group    string `json:"group,omitempty"`
+	PacketID uint16 `json:"packetId,omitempty"`
+	SID      uint64 `json:"sid,omitempty"`
+	Seq      uint64 `json:"seq,omitempty"`
+}
+
+type deliveryPage struct {
+	Deliveries []Delivery `json:"deliveries"`
+	Next       string     `json:"next,omitempty"`
+}
 
 func listDeliveries(w http.ResponseWriter, q *http.Request, h history.Reader) {
 	limit, ok := limitOf(w, q)
