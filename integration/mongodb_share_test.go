@@ -231,7 +231,12 @@ func TestNodes_Shared(t *testing.T) {
 	var all []string
 	for i, node := range []*broker{a, b, a, b} {
 		part := texts(len(all)+1, len(all)+n/4)
-		node.publishTexts("sh/t", byte(1+i/2), part...)
+		// On many topics: what a publisher sends on one is one node's turn, and which
+		// that is, chance decides.
+		for topic := range 5 {
+			k := len(part) / 5
+			node.publishTexts(fmt.Sprint("sh/t", topic), byte(1+i/2), part[topic*k:(topic+1)*k]...)
+		}
 		all = append(all, part...)
 	}
 	c.all(patience, all...)
