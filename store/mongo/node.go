@@ -20,6 +20,7 @@ type self struct {
 	node      atomic.Pointer[bson.ObjectID]
 	confirmed atomic.Pointer[time.Time] // when the last acknowledged heartbeat was sent
 	ticked    atomic.Pointer[time.Time] // last turn of watchPauses
+	steady    atomic.Pointer[time.Time] // since when heartbeats are acknowledged without a gap
 	// suspect counts the reasons to look again before the next batch: pauses, and
 	// times when this node was declared dead.
 	suspect atomic.Uint64
@@ -32,6 +33,7 @@ func (n *self) init() {
 	now := time.Now()
 	n.confirmed.Store(&now)
 	n.ticked.Store(&now)
+	n.steady.Store(&now)
 }
 
 func (n *self) id() bson.ObjectID { return *n.node.Load() }
@@ -93,6 +95,7 @@ func (s *Store) register(ctx context.Context) error {
 		return fmt.Errorf("mongo: register node %v: %w", s.self.id(), err)
 	}
 	s.self.confirmed.Store(&sent)
+	s.self.steady.Store(&sent)
 	return nil
 }
 
@@ -151,6 +154,9 @@ func (s *Store) renew(ctx context.Context) (bson.Timestamp, error) {
 	} else {
 		if since(before) > s.o.Lease {
 			s.self.suspect.Add(1)
+		}
+		if since(before) > time.Duration(heardFor*float64(s.o.Lease)) {
+			s.self.steady.Store(&sent)
 		}
 		s.self.confirmed.Store(&sent)
 	}

@@ -71,10 +71,14 @@ func (w *claimWalk) decideWills(ctx context.Context) error {
 	if len(w.mine.Wills) == 0 {
 		return nil
 	}
+	over, err := w.departed(ctx)
+	if err != nil {
+		return err
+	}
 	var d sessionDoc
-	err := w.s.write(ctx, w.ask.ClientID, func(ctx context.Context) error {
+	err = w.s.write(ctx, w.ask.ClientID, func(ctx context.Context) error {
 		err := w.s.c.session.FindOneAndUpdate(ctx, fields("_id", w.ask.ClientID, "epoch", w.mine.Epoch),
-			mongo.Pipeline{set("wills", decideAtClaim(w.mine.Epoch))},
+			mongo.Pipeline{set("wills", w.s.beginDelays(over)), set("wills", decideAtClaim(w.mine.Epoch))},
 			options.FindOneAndUpdate().SetReturnDocument(options.After)).Decode(&d)
 		if errors.Is(err, mongo.ErrNoDocuments) {
 			return nil // overtaken
