@@ -122,6 +122,27 @@ func TestCheckerClients(t *testing.T) {
 			s.get(1, 2, 2, true)
 			s.get(1, 1, 1, true)
 		}},
+		"QoS 1 resent out of order, PUBACK in doubt": {faultReordered, func(s *scene) {
+			s.pub(1, 1, 2)
+			s.deliver(1, 1, 1)
+			s.get(1, 2, 2, false)
+			s.link(true)
+			s.get(1, 2, 2, true)
+			s.get(1, 1, 1, true)
+		}},
+		"the second copy comes first as a resend, under the id of the first": {"", func(s *scene) {
+			s.sent(s.key(1, 1))
+			s.pub(2, 1, 2, 3)
+			s.publisherConnected("p")
+			s.pub(1, 1)
+			s.deliver(1, 1, 1)
+			s.deliver(2, 1, 2)
+			s.deliver(2, 2, 3)
+			s.get(2, 3, 4, false)
+			s.link(true)
+			s.get(2, 3, 4, true)
+			s.get(1, 1, 1, true)
+		}},
 		"QoS 1 resent under another id": {faultDuplicated, func(s *scene) {
 			s.pub(1, 1)
 			s.get(1, 1, 1, false)

@@ -146,9 +146,9 @@ func (r *receiving) replayLink(n int, link linkBook) {
 				r.add(faultDuplicated, r.id, "connection %d: id %d (%v) resent twice", n, e.id, e.key)
 			}
 			resent[e.id] = true
-			if at, ok := r.place[e.id]; ok && r.last[e.id] == e.key {
+			if at, ok := r.placed(e); ok {
 				if at < place {
-					r.add(faultReordered, r.id, "connection %d: %v resent after a later one", n, e.key)
+					r.add(faultReordered, r.id, "connection %d: %v id %d (arrival %d) resent after arrival %d", n, e.key, e.id, at, place)
 				}
 				place = max(place, at)
 			}
@@ -156,6 +156,18 @@ func (r *receiving) replayLink(n int, link linkBook) {
 		first = first || !e.dup
 		r.replayPublish(n, e)
 	}
+}
+
+// placed gives the arrival that brought a resent delivery first, if that is known. Under
+// an id that was acknowledged the same message may stand a second time: its publisher sent
+// it again, so the log has two, and ids go round in the window.
+func (r *receiving) placed(e event) (at int, ok bool) {
+	h, held := r.held[e.id]
+	if pub := r.l.pubs[e.key.pub]; pub == nil || !(held && h.key == e.key) && pub.sends[e.key] > 1 {
+		return 0, false
+	}
+	at, ok = r.place[e.id]
+	return at, ok && r.last[e.id] == e.key
 }
 
 func (r *receiving) replayPublish(n int, e event) {

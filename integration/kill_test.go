@@ -98,8 +98,11 @@ func (c *crowd) publish(pubs ...*publisher) {
 // acknowledged waits until so many more publishes have been acknowledged.
 func (c *crowd) acknowledged(more int) {
 	c.t.Helper()
-	n := c.ledger.acknowledgedCount() + more
-	c.b.eventually(fmt.Sprintf("%d more acknowledgements", more), func() bool { return c.ledger.acknowledgedCount() >= n })
+	have := c.ledger.acknowledgedCount()
+	for n := have + more; have < n; have = c.ledger.acknowledgedCount() {
+		was := have // a busy machine is slow, and goes on
+		c.b.eventually(fmt.Sprintf("%d more acknowledgements", n-was), func() bool { return c.ledger.acknowledgedCount() > was })
+	}
 }
 
 // halt lets the publishers settle what is in flight and go.
