@@ -87,7 +87,7 @@ func newRoot(assemble assembler) *cobra.Command {
 		SilenceUsage:  true,
 	}
 	root.AddCommand(
-		newServe(assemble), newPub(), newSub(), newSessions(), newRetained(), newDeliveries(), newBackup(), newConfig(), newSchema(), newHealthcheck(),
+		newServe(assemble), newPub(), newSub(), newSessions(), newRetained(), newMessages(), newDeliveries(), newBackup(), newConfig(), newSchema(), newHealthcheck(),
 		newVersion(),
 	)
 	return root

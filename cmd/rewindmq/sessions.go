@@ -73,9 +73,15 @@ func (o *operator) printer(out io.Writer, head ...string) *printer {
 	return p
 }
 
+// rowsAligned bounds the rows that a table holds back to align them.
+const rowsAligned = 1000
+
 func (p *printer) print(v any, cells ...string) error {
 	if !p.json {
 		_, err := fmt.Fprintln(p.table, strings.Join(cells, "\t"))
+		if p.n++; err == nil && p.n%rowsAligned == 0 {
+			err = p.table.Flush()
+		}
 		return err
 	}
 	text, err := exactJSON(v)

@@ -51,7 +51,8 @@ type Options struct {
 	claimWait time.Duration
 	// topicLimit bounds the catalog of topics; 0: 1,000,000.
 	topicLimit int
-	// historyScan bounds the records that one ListDeliveries looks at; 0: 200,000.
+	// historyScan bounds the records that one ListDeliveries looks at, and the messages
+	// of one ListMessages; 0: 200,000.
 	historyScan int
 }
 

@@ -61,6 +61,7 @@ type reader struct {
 	topics  map[uint32]string
 	filters []string
 	judged  map[uint32]string // by filters; "" is no match
+	all     bool              // every topic is wanted; topics is nil
 
 	span  span // being read; zero: none
 	merge *merge
@@ -70,6 +71,9 @@ type reader struct {
 
 // resolve finds the topics that the filters match.
 func (r *reader) resolve(filters []string) error {
+	if r.all {
+		return nil
+	}
 	_, complete := r.l.topics.size()
 	r.topics = make(map[uint32]string)
 	for _, f := range filters {
@@ -94,6 +98,10 @@ func (r *reader) resolve(filters []string) error {
 
 // matches gives the name of a topic that is wanted.
 func (r *reader) matches(id uint32) (string, bool, error) {
+	if r.all {
+		name, err := r.l.nameOf(id)
+		return name, true, err
+	}
 	if r.topics != nil {
 		name, ok := r.topics[id]
 		return name, ok, nil

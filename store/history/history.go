@@ -1,8 +1,10 @@
-// Package history is what the delivery records tell people and their tools: who was sent
-// what, and what is known of it. Nothing of the protocol depends on it.
+// Package history is what the log tells people and their tools: which messages were
+// published, by the log itself; who was sent what, and what is known of it, by the
+// delivery records. Nothing of the protocol depends on it.
 //
 // A Delivery is a record with its State, which is told by the saved cursor of its
-// session. A Query says which; a Reader, which every store is, gives them page by page.
+// session. A Query says which deliveries, a MessageQuery which messages; a Reader, which
+// every store is, gives them page by page.
 //
 // The package has no state and starts no goroutine.
 package history
@@ -14,24 +16,33 @@ import (
 	"rewindmq/schema"
 )
 
-// MaxPage bounds one answer of ListDeliveries.
+// MaxPage bounds one answer.
 const MaxPage = 1000
+
+// MaxPageBytes ends a page of messages early: with the one whose schema.Message.Size
+// reaches it.
+const MaxPageBytes = 8 << 20
 
 // ErrPage answers for the place of a page that the store has not given.
 var ErrPage = errors.New("history: no such page")
 
-// Reader gives deliveries by the records that retention has left, and with `records:
-// window` by the few that a crash needs. It sees every write that was answered before the
-// call.
+// Reader gives what retention has left: messages, and deliveries by their records; with
+// `records: window` these are the few that a crash needs. It sees every write that was
+// answered before the call.
+//
+// Both methods give a page from behind `after`: where the page before ended ("": from the
+// start). What that is made of is the store's affair; one that the store has not given is
+// ErrPage. A page has at most limit, and at most MaxPage (limit 0: as many). next "" means
+// that there are no more; a page may be empty and have a next, as a store looks at so much
+// in a call. What is there for the whole of a walk over all pages is met once.
 type Reader interface {
-	// ListDeliveries gives the deliveries that q asks for from behind `after`: where the
-	// page before ended ("": from the start). What it is made of is the store's affair;
-	// one that the store has not given is ErrPage. At most limit, and at most MaxPage
-	// (limit 0: as many). next "" means that there are no more; a page may be empty and
-	// have a next, as a store looks at so many records in a call. Those of one session
-	// are in order of seq. A delivery that is there for the whole of a walk over all
-	// pages is met once.
+	// ListDeliveries gives the deliveries that q asks for. Those of one session are in
+	// order of seq.
 	ListDeliveries(ctx context.Context, q Query, after string, limit int) (list []Delivery, next string, err error)
+	// ListMessages gives the messages that q asks for, in the store's order, which is
+	// about that of their times. A page ends early at MaxPageBytes. The messages are
+	// shared: not to be changed.
+	ListMessages(ctx context.Context, q MessageQuery, after string, limit int) (list []*schema.Message, next string, err error)
 }
 
 // Query says which deliveries: to a client, of a message, or both. One of the two is set.

@@ -1,6 +1,7 @@
 package mongo
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -75,6 +76,9 @@ type Options struct {
 	busy int
 	// crowded is how many entries of the oplog within a second do. For tests.
 	crowded int
+	// messageScan bounds the documents that one ListMessages looks at where no index
+	// leads to what it is asked for. For tests.
+	messageScan int
 	// commands sees the commands of both clients. For tests.
 	commands *event.CommandMonitor
 }
@@ -154,14 +158,9 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	if o.busy == 0 {
-		o.busy = busyEvents
-	}
-	if o.crowded == 0 {
-		o.crowded = busyEntries
-	}
 	if o.Log == nil {
 		o.Log = zap.NewNop()
 	}
+	o.messageScan, o.busy, o.crowded = cmp.Or(o.messageScan, messageScan), cmp.Or(o.busy, busyEvents), cmp.Or(o.crowded, busyEntries)
 	return o, nil
 }

@@ -45,6 +45,8 @@ type broken struct {
 	looked   func(i store.SessionInfo, err error) (store.SessionInfo, error)
 	asked    func(of *history.Query, after *string)
 	told     func(list []history.Delivery) []history.Delivery
+	wanted   func(of *history.MessageQuery, after *string, limit *int)
+	found    func(list []*schema.Message, next string) ([]*schema.Message, string)
 	reopened func(b *broken)
 	noCtx    bool // tails do not hear their ctx
 }

@@ -18,7 +18,7 @@ type fault struct {
 }
 
 func faults() []fault {
-	return slices.Concat(logFaults(), readFaults(), writeFaults(), sessionFaults(), recoverFaults(), groupFaults(), willFaults(), retainedFaults(), directoryFaults(), historyFaults())
+	return slices.Concat(logFaults(), readFaults(), writeFaults(), sessionFaults(), recoverFaults(), groupFaults(), willFaults(), retainedFaults(), directoryFaults(), historyFaults(), messageFaults())
 }
 
 // tails bends what tails yield.

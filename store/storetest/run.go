@@ -99,7 +99,7 @@ type item struct {
 
 func checks() []item {
 	var out []item
-	for _, part := range [][]item{logChecks(), readChecks(), sessionChecks(), stateChecks(), fenceChecks(), recoverChecks(), groupChecks(), willChecks(), retainedChecks(), directoryChecks(), historyChecks()} {
+	for _, part := range [][]item{logChecks(), readChecks(), sessionChecks(), stateChecks(), fenceChecks(), recoverChecks(), groupChecks(), willChecks(), retainedChecks(), directoryChecks(), historyChecks(), messageChecks()} {
 		out = append(out, part...)
 	}
 	return out

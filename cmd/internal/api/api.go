@@ -1,5 +1,5 @@
-// Package api is what an operator's tools ask of a running broker about sessions, retained messages and deliveries, and
-// the client side of it, which `rewindmq sessions`, `rewindmq retained` and `rewindmq deliveries` use.
+// Package api is what an operator's tools ask of a running broker about sessions, messages and deliveries, and the client
+// side of it, which `rewindmq sessions`, `rewindmq retained`, `rewindmq messages` and `rewindmq deliveries` use.
 //
 // Nouns: a page is one answer of a listing, in the order of the bytes of what it lists; next is what the page after it
 // begins behind.
@@ -16,7 +16,6 @@ package api
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"net"
@@ -25,7 +24,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"rewindmq/broker"
 	"rewindmq/schema"
@@ -40,6 +38,7 @@ const (
 	RetainedPath = "/api/v1/retained" // ?filter=, for a DELETE ?topic=
 	// DeliveriesPath is for ?client=, ?message=, or both.
 	DeliveriesPath = "/api/v1/deliveries"
+	MessagesPath   = "/api/v1/messages" // ?filter=, ?client=, ?from=, ?to=
 )
 
 // maxPage bounds one page; fewer by ?limit=.
@@ -88,24 +87,8 @@ type Subscription struct {
 	Identifier        uint32 `json:"identifier,omitempty"`
 }
 
-// Message is a retained message. Exactly one of Text and Base64 is there: Text where the payload is UTF-8.
-type Message struct {
-	Topic   string    `json:"topic"`
-	QoS     uint8     `json:"qos"`
-	Client  string    `json:"client"`
-	Created time.Time `json:"created"`
-	Bytes   int       `json:"bytes"`
-	Text    *string   `json:"text,omitempty"`
-	Base64  *string   `json:"base64,omitempty"`
-}
-
 type sessionPage struct {
 	Sessions []Session `json:"sessions"`
-	Next     string    `json:"next,omitempty"`
-}
-
-type retainedPage struct {
-	Messages []Message `json:"messages"`
 	Next     string    `json:"next,omitempty"`
 }
 
@@ -122,6 +105,7 @@ func New(s Sessions, r Retained, h history.Reader) http.Handler {
 		remove(w, q, "topic", r.ClearRetained)
 	})
 	mux.HandleFunc("GET "+DeliveriesPath, func(w http.ResponseWriter, q *http.Request) { listDeliveries(w, q, h) })
+	mux.HandleFunc("GET "+MessagesPath, func(w http.ResponseWriter, q *http.Request) { listMessages(w, q, h) })
 	return local(mux)
 }
 
@@ -216,7 +200,7 @@ func listRetained(w http.ResponseWriter, q *http.Request, r Retained) {
 		fail(w, err)
 		return
 	}
-	page := retainedPage{Messages: make([]Message, 0, len(list)), Next: next}
+	page := messagePage{Messages: make([]Message, 0, len(list)), Next: next}
 	size := 0
 	for i, m := range list {
 		page.Messages = append(page.Messages, message(m))
@@ -226,18 +210,6 @@ func listRetained(w http.ResponseWriter, q *http.Request, r Retained) {
 		}
 	}
 	answer(w, page)
-}
-
-func message(m *schema.Message) Message {
-	out := Message{Topic: m.Topic, QoS: m.QoS, Client: m.ClientID, Created: m.Created.UTC(), Bytes: len(m.Payload)}
-	if utf8.Valid(m.Payload) {
-		text := string(m.Payload)
-		out.Text = &text
-	} else {
-		text := base64.StdEncoding.EncodeToString(m.Payload)
-		out.Base64 = &text
-	}
-	return out
 }
 
 func limitOf(w http.ResponseWriter, q *http.Request) (int, bool) {

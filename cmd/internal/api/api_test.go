@@ -107,6 +107,24 @@ func (s *stock) ListDeliveries(_ context.Context, of history.Query, after string
 	return out, "", nil
 }
 
+// ListMessages gives the messages whose index is behind `after`, in pages of at most two.
+func (s *stock) ListMessages(_ context.Context, of history.MessageQuery, after string, limit int) (out []*schema.Message, next string, err error) {
+	from, err := strconv.Atoi("0" + after)
+	if err != nil {
+		return nil, "", history.ErrPage
+	}
+	for i, m := range s.messages {
+		if i < from || !of.Match(m) {
+			continue
+		}
+		if len(out) == min(limit, 2) {
+			return out, strconv.Itoa(i), nil
+		}
+		out = append(out, m)
+	}
+	return out, "", nil
+}
+
 func odd() []string {
 	return []string{
 		"plant/7/pump", "k1|mode=3,sign=sha1,ts=1700000000|", "a b", "50%2F", "$SYS", "x.y$z", `"q'`, "line1\nline2", "温度-1", strings.Repeat("x", 300),
@@ -213,6 +231,63 @@ func TestDeliveries(t *testing.T) {
 	}
 	for _, bad := range []string{"", "?message=x", "?message=" + schema.ID{}.String(), "?client=a&after=x", "?client=a&limit=0"} {
 		resp, err := http.Get(web.URL + DeliveriesPath + bad)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != http.StatusBadRequest {
+			t.Errorf("%s: %s", bad, resp.Status)
+		}
+	}
+}
+
+// S-26: what is asked for arrives as it is, and what is found, too.
+func TestMessages(t *testing.T) {
+	t.Parallel()
+	s := &stock{}
+	ids := schema.NewIDSource()
+	at := time.Date(2026, 1, 31, 12, 0, 0, 123e6, time.UTC)
+	for i, client := range odd() {
+		made := at.Add(time.Duration(i) * time.Hour)
+		s.messages = append(s.messages, &schema.Message{
+			ID: ids.Next(made), Topic: "t/" + strconv.Itoa(i%3), Payload: []byte([]string{"1,2", "\xff\x00"}[i%2]), QoS: uint8(i % 3), Retain: i%2 == 0,
+			ClientID: client, Created: made, Host: "n",
+		})
+	}
+	web := httptest.NewServer(New(s, s, s))
+	defer web.Close()
+	c, err := Dial(strings.TrimPrefix(web.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, of := range []history.MessageQuery{
+		{},
+		{Filter: "t/+"},
+		{Filter: "t/1"},
+		{Filter: "none"},
+		{ClientID: odd()[1]},
+		{Filter: "#", ClientID: odd()[9]},
+		{From: at.Add(2 * time.Hour)},
+		{To: at.Add(2 * time.Hour)},
+		{From: at.Add(time.Hour).In(time.FixedZone("", 3600)), To: at.Add(4 * time.Hour)},
+	} {
+		var want, got []string
+		for _, m := range s.messages {
+			if of.Match(m) {
+				want = append(want, fmt.Sprint(m.ID, m.Topic, m.ClientID, m.QoS, m.Retain, m.Host, m.Created.UnixMilli(), string(m.Payload)))
+			}
+		}
+		err := c.EachMessage(t.Context(), of.Filter, of.ClientID, of.From, of.To, func(m Message) error {
+			payload, err := m.Payload()
+			got = append(got, fmt.Sprint(m.ID, m.Topic, m.Client, m.QoS, m.Retain, m.Node, m.Created.UnixMilli(), string(payload)))
+			return err
+		})
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%+v: %q, %v, want %q", of, got, err, want)
+		}
+	}
+	for _, bad := range []string{"?filter=a%23", "?from=today", "?to=1", "?after=x", "?limit=0"} {
+		resp, err := http.Get(web.URL + MessagesPath + bad)
 		if err != nil {
 			t.Fatal(err)
 		}

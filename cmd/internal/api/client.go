@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -60,20 +59,9 @@ func (c *Client) EndSession(ctx context.Context, clientID string) error {
 	return c.call(ctx, http.MethodDelete, SessionPath, url.Values{"client": {clientID}}, nil)
 }
 
-// Payload returns the bytes of the message.
-func (m *Message) Payload() ([]byte, error) {
-	switch {
-	case m.Text != nil:
-		return []byte(*m.Text), nil
-	case m.Base64 != nil:
-		return base64.StdEncoding.DecodeString(*m.Base64)
-	}
-	return nil, errors.New("api: a message without a payload")
-}
-
 // EachRetained calls fn for every retained message whose topic matches filter, in the order of the bytes of the topics.
 func (c *Client) EachRetained(ctx context.Context, filter string, fn func(Message) error) error {
-	return eachPage(ctx, c, RetainedPath, url.Values{"filter": {filter}}, func(p *retainedPage) (string, error) {
+	return eachPage(ctx, c, RetainedPath, url.Values{"filter": {filter}}, func(p *messagePage) (string, error) {
 		for _, m := range p.Messages {
 			if err := fn(m); err != nil {
 				return "", err
@@ -101,6 +89,30 @@ func (c *Client) EachDelivery(ctx context.Context, clientID, message string, fn 
 	return eachPage(ctx, c, DeliveriesPath, q, func(p *deliveryPage) (string, error) {
 		for _, d := range p.Deliveries {
 			if err := fn(d); err != nil {
+				return "", err
+			}
+		}
+		return p.Next, nil
+	})
+}
+
+// EachMessage calls fn for every message of the log whose topic matches filter, by a publisher, from one time to another,
+// that one not included; what is empty or zero is no bound.
+func (c *Client) EachMessage(ctx context.Context, filter, clientID string, from, to time.Time, fn func(Message) error) error {
+	q := url.Values{}
+	for name, value := range map[string]string{"filter": filter, "client": clientID} {
+		if value != "" {
+			q.Set(name, value)
+		}
+	}
+	for name, at := range map[string]time.Time{"from": from, "to": to} {
+		if !at.IsZero() {
+			q.Set(name, at.UTC().Format(time.RFC3339))
+		}
+	}
+	return eachPage(ctx, c, MessagesPath, q, func(p *messagePage) (string, error) {
+		for _, m := range p.Messages {
+			if err := fn(m); err != nil {
 				return "", err
 			}
 		}

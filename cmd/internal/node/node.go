@@ -207,7 +207,7 @@ func (n *Node) Started() <-chan struct{} { return n.broker.Started() }
 // Ready tells whether the node serves; the error is for people.
 func (n *Node) Ready(ctx context.Context) error { return n.broker.Ready(ctx) }
 
-// API answers the operator's questions about sessions, retained messages and deliveries.
+// API answers the operator's questions about sessions, messages and deliveries.
 func (n *Node) API() http.Handler {
 	return api.New(struct {
 		store.Directory
