@@ -165,6 +165,30 @@ func poll(wait time.Duration, gone <-chan struct{}, cond func() bool) error {
 	}
 }
 
+// pollWhile waits until cond is true, or for a minute in which progress has not grown: a
+// busy machine is slow, and goes on.
+func pollWhile(progress func() int, gone <-chan struct{}, cond func() bool) error {
+	for {
+		was := progress()
+		met := false
+		err := poll(time.Minute, gone, func() bool {
+			met = cond()
+			return met || progress() > was
+		})
+		if met || err != nil {
+			return err
+		}
+	}
+}
+
+// reaches waits until a count that only grows has got so far.
+func (b *broker) reaches(what string, n int, count func() int) {
+	b.t.Helper()
+	if err := pollWhile(count, b.proc.ended, func() bool { return count() >= n }); err != nil {
+		b.t.Fatalf("%s: %d of %d: %v", what, count(), n, err)
+	}
+}
+
 // eventually fails the test unless cond becomes true.
 func (b *broker) eventually(what string, cond func() bool) {
 	b.t.Helper()

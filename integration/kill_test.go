@@ -98,11 +98,8 @@ func (c *crowd) publish(pubs ...*publisher) {
 // acknowledged waits until so many more publishes have been acknowledged.
 func (c *crowd) acknowledged(more int) {
 	c.t.Helper()
-	have := c.ledger.acknowledgedCount()
-	for n := have + more; have < n; have = c.ledger.acknowledgedCount() {
-		was := have // a busy machine is slow, and goes on
-		c.b.eventually(fmt.Sprintf("%d more acknowledgements", n-was), func() bool { return c.ledger.acknowledgedCount() > was })
-	}
+	n := c.ledger.acknowledgedCount() + more
+	c.b.reaches(fmt.Sprintf("%d more acknowledgements", more), n, c.ledger.acknowledgedCount)
 }
 
 // halt lets the publishers settle what is in flight and go.
@@ -112,16 +109,28 @@ func (c *crowd) halt() {
 	c.await("publishers", &c.pubs)
 }
 
-// await waits for clients to end. After a minute it ends them, and their errors
-// say what they were waiting for.
+// await waits for clients to end. When nothing goes on any more it ends them, and their
+// errors say what they were waiting for.
 func (c *crowd) await(who string, group *sync.WaitGroup) {
 	c.t.Helper()
-	over := time.AfterFunc(time.Minute, func() {
+	gone := make(chan struct{})
+	go func() {
+		group.Wait()
+		close(gone)
+	}()
+	err := pollWhile(c.ledger.progress, nil, func() bool {
+		select {
+		case <-gone:
+			return true
+		default:
+			return false
+		}
+	})
+	if err != nil {
 		c.failed(fmt.Errorf("%s did not come to their end", who))
 		c.cancel()
-	})
-	defer over.Stop()
-	group.Wait()
+		<-gone
+	}
 }
 
 // finish settles all that is in flight, waits until every subscriber has seen
@@ -133,7 +142,7 @@ func (c *crowd) finish() {
 	c.halt()
 	c.publishLast()
 	last := ""
-	err := poll(time.Minute, c.b.proc.ended, func() bool {
+	err := pollWhile(c.ledger.progress, c.b.proc.ended, func() bool {
 		behind, ok := c.ledger.caughtUp()
 		last = behind
 		return ok

@@ -217,6 +217,20 @@ func (l *ledger) acknowledgedCount() int {
 	return l.acks
 }
 
+// progress grows with each publish that is acknowledged, and with what subscribers see
+// of new messages.
+func (l *ledger) progress() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := l.acks
+	for _, b := range l.subs {
+		for _, seq := range b.newest {
+			n += seq
+		}
+	}
+	return n
+}
+
 func (l *ledger) subscriberConnected(id string, window int, present bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
