@@ -25,9 +25,10 @@ type topic struct {
 // catalog knows the topics of the log, by name, by id, and as a trie against
 // which wildcards are looked up.
 //
-// It holds at most limit topics. Beyond, it is not complete: names and ids are
-// then looked up in the engine, and wildcards are judged message by message.
-// Only the committer changes it.
+// It holds at most limit topics, and levelsPerTopic times as many levels: names may
+// have hundreds, and each costs more than the name. Beyond, it is not complete: names
+// and ids are then looked up in the engine, and wildcards are judged message by
+// message. Only the committer changes it.
 type catalog struct {
 	limit int
 
@@ -35,8 +36,13 @@ type catalog struct {
 	byName   map[string]*topic
 	byID     map[uint32]*topic
 	root     level
+	levels   int // below root
 	complete bool
 }
+
+// levelsPerTopic is what names have on the average, at most: most of their levels are
+// others' as well.
+const levelsPerTopic = 4
 
 // level is one level of the trie.
 type level struct {
@@ -52,7 +58,7 @@ func newCatalog(limit int) *catalog {
 func (c *catalog) add(t *topic) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.byName) >= c.limit {
+	if len(c.byName) >= c.limit || c.levels+strings.Count(t.name, "/")+1 > c.limit*levelsPerTopic {
 		c.complete = false
 		return
 	}
@@ -68,6 +74,7 @@ func (c *catalog) add(t *topic) {
 			}
 			next = &level{}
 			at.below[name] = next
+			c.levels++
 		}
 		at = next
 	}
@@ -83,20 +90,24 @@ func (c *catalog) remove(t *topic) {
 	}
 	delete(c.byName, t.name)
 	delete(c.byID, t.id)
-	c.root.remove(t.name, true)
+	gone, _ := c.root.remove(t.name, true)
+	c.levels -= gone
 }
 
-// remove tells whether nothing is left below.
-func (l *level) remove(rest string, more bool) bool {
+// remove tells how many levels are gone below, and whether nothing is left.
+func (l *level) remove(rest string, more bool) (gone int, empty bool) {
 	if !more {
 		l.topic = nil
-		return len(l.below) == 0
+		return 0, len(l.below) == 0
 	}
 	name, rest, more := strings.Cut(rest, "/")
-	if next := l.below[name]; next != nil && next.remove(rest, more) {
-		delete(l.below, name)
+	if next := l.below[name]; next != nil {
+		if gone, empty = next.remove(rest, more); empty {
+			delete(l.below, name)
+			gone++
+		}
 	}
-	return l.topic == nil && len(l.below) == 0
+	return gone, l.topic == nil && len(l.below) == 0
 }
 
 // named gives the topic that is in memory under a name.
@@ -259,7 +270,7 @@ func (c *committer) topicFor(name string) (*topic, error) {
 				return nil, err
 			}
 			if found {
-				t = &topic{id: id, name: name}
+				t = &topic{id: id, name: strings.Clone(name)}
 				c.remember(t)
 			}
 		}
@@ -268,11 +279,11 @@ func (c *committer) topicFor(name string) (*topic, error) {
 		if c.nextTopic == 0 {
 			return nil, fmt.Errorf("%w: topic ids are used up", store.ErrTooLarge)
 		}
-		t = &topic{id: c.nextTopic, name: name}
+		t = &topic{id: c.nextTopic, name: strings.Clone(name)} // name may hold a whole packet
 		c.nextTopic++
 		c.set(stringKey(c.key[:0], keyTopicID, name), appendU32([]byte{encoding}, t.id))
 		c.l.topics.add(t)
-		if _, complete := c.l.topics.size(); !complete {
+		if c.l.topics.named(name) == nil {
 			c.remember(t)
 		}
 	}
@@ -283,7 +294,8 @@ func (c *committer) topicFor(name string) (*topic, error) {
 	return t, nil
 }
 
-// remember keeps topics that the catalog has no room for. Bound: 65,536 and
+// remember keeps topics that the catalog has no room for, and no others: what retention
+// drops from the catalog would live on here, without its keys. Bound: 65,536 and
 // those of one batch: it is cleared between batches, as the engine does not yet
 // tell those that are only staged.
 func (c *committer) remember(t *topic) {
