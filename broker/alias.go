@@ -46,21 +46,31 @@ func (a *aliases) resolve(p *wire.Publish) error {
 }
 
 // shorten names a topic by its alias, once the client has been told it. What is
-// sent again bears its full topic: the alias is of this connection only.
-func (a *aliases) shorten(p *wire.Publish) {
+// sent again bears its full topic: the alias is of this connection only. An alias costs
+// bytes where it is told, and where the topic is shorter: never beyond most, which the
+// client takes (0: anything) [MQTT-3.1.2-24].
+func (a *aliases) shorten(p *wire.Publish, most int) {
 	if a.max == 0 || p.Dup {
 		return
 	}
-	if alias, ok := a.out[p.Topic]; ok {
+	topic := p.Topic
+	alias, known := a.out[topic]
+	switch {
+	case known:
 		p.TopicAlias, p.Topic = alias, ""
+	case len(a.out) == a.max:
+		return
+	default:
+		p.TopicAlias = uint16(len(a.out) + 1)
+	}
+	if most > 0 && wire.PublishSize(wire.V5, p) > most {
+		p.TopicAlias, p.Topic = 0, topic
 		return
 	}
-	if len(a.out) == a.max {
-		return
+	if !known {
+		if a.out == nil {
+			a.out = make(map[string]uint16)
+		}
+		a.out[strings.Clone(topic)] = p.TopicAlias
 	}
-	if a.out == nil {
-		a.out = make(map[string]uint16)
-	}
-	p.TopicAlias = uint16(len(a.out) + 1)
-	a.out[strings.Clone(p.Topic)] = p.TopicAlias
 }

@@ -54,11 +54,13 @@ func reasonCodes(codes []session.Code) []wire.ReasonCode {
 	return out
 }
 
-// sendPublish writes a delivery. At QoS 0, which has no DUP [MQTT-4.3.1-1], it is
-// dropped, and counted, when the connection does not keep up.
+// sendPublish writes a delivery. At QoS 0, which has no DUP [MQTT-4.3.1-1], what the hub
+// offers is dropped, and counted, when the connection does not keep up. What is read from
+// the log or from the retained messages comes no faster than the connection takes it: at
+// most one burst is beyond the limit of the outbox.
 func (cl *client) sendPublish(a *session.Action) {
 	c, m, now := cl.c, a.Message, cl.b.now()
-	if a.QoS == 0 && c.out.isFull() {
+	if a.QoS == 0 && a.Live && c.out.isFull() {
 		cl.b.m.dropped(0, "qos0_slow")
 		return
 	}
@@ -67,7 +69,7 @@ func (cl *client) sendPublish(a *session.Action) {
 	if p.HasExpiry {
 		p.MessageExpiry = remaining(m, now)
 	}
-	c.alias.shorten(&p) // [MQTT-3.1.2-26]
+	c.alias.shorten(&p, c.maximumPacketSize) // [MQTT-3.1.2-26]
 	full := c.out.put(func(b []byte) []byte { return wire.AppendPublish(b, c.version, &p) })
 	if full {
 		cl.s.Block(true)

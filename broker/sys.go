@@ -76,6 +76,9 @@ func (b *Broker) publishSys(n uint64, up time.Duration) {
 	}
 	for _, cl := range all {
 		cl.input(func(s *session.Session) {
+			if !cl.opened {
+				return // CONNACK is the first packet [MQTT-3.2.0-1]
+			}
 			for _, m := range msgs {
 				s.Tell(m)
 			}

@@ -66,7 +66,7 @@ type Action struct {
 	PacketID    uint16
 	Dup         bool
 	Retain      bool
-	Live        bool // for metrics: offered by the hub, not read from the log
+	Live        bool // offered by the hub, not read: at QoS 0 it may be dropped
 	Identifiers []uint32
 	Ack         AckKind
 	Code        Code
