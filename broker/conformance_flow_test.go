@@ -206,3 +206,46 @@ func TestPingresp(t *testing.T) {
 		}
 	}
 }
+
+// TestResendIsNotJudgedAgain: [MQTT-4.3.3-9, MQTT-4.3.3-10] a QoS 2 message that was taken
+// is acknowledged again, whatever has become full since; the next message under its
+// identifier is a new one. A resend with another topic is none.
+func TestResendIsNotJudgedAgain(t *testing.T) {
+	t.Parallel()
+	for _, v := range []wire.Version{wire.V311, wire.V5} {
+		h := memoryHouse(t, Options{RetainedBytes: 4000})
+		sub := h.clean(wire.V5, "sub")
+		sub.subscribe("t/#", 2)
+		p, _ := h.persistent(v, "p")
+		kept := wire.Publish{Topic: "t/1", Payload: []byte("one"), QoS: 2, PacketID: 7, Retain: true}
+		p.write(wire.AppendPublish(nil, v, &kept))
+		p.ack(wire.PUBREC, 7)
+		p.cut()
+		full := h.clean(wire.V5, "full")
+		for i := uint16(1); ; i++ {
+			full.write(wire.AppendPublish(nil, wire.V5, &wire.Publish{Topic: fmt.Sprint("f/", i), Payload: make([]byte, 500), QoS: 1, PacketID: i, Retain: true}))
+			if expect[*wire.Ack](full).Code == wire.QuotaExceeded {
+				break
+			}
+		}
+		p, _ = h.persistent(v, "p")
+		kept.Dup, kept.Payload = true, append(kept.Payload, make([]byte, 3000)...)
+		p.write(wire.AppendPublish(nil, v, &kept))
+		p.ack(wire.PUBREC, 7)
+		p.write(wire.AppendAck(nil, v, wire.PUBREL, 7, wire.Success))
+		p.ack(wire.PUBCOMP, 7)
+		p.publish("t/2", "two", 2, 7)
+		sub.receive("one")
+		sub.receive("two")
+
+		p.send("t/3", "three", 2, 8)
+		p.ack(wire.PUBREC, 8)
+		p.send("$t/3", "three", 2, 8)
+		if v == wire.V5 {
+			if d := expect[*wire.Disconnect](p); d.Code != wire.ProtocolError {
+				t.Errorf("DISCONNECT %v, want a protocol error", d.Code)
+			}
+		}
+		p.closed()
+	}
+}

@@ -1,10 +1,13 @@
 package broker
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"rewindmq/schema"
 	"rewindmq/store"
@@ -242,6 +245,55 @@ func TestTopicAliasLimit(t *testing.T) {
 			t.Errorf("DISCONNECT %v", d.Code)
 		}
 		p.closed()
+	}
+}
+
+// TestConnackWithinMaximumPacketSize: [MQTT-3.1.2-24] what a client need not know is left
+// out; where what it has to know does not fit [MQTT-3.2.2-16, MQTT-3.2.2-22] it is refused,
+// by a CONNACK that it takes, or by none.
+func TestConnackWithinMaximumPacketSize(t *testing.T) {
+	t.Parallel()
+	h := memoryHouse(t, Options{KeepAliveMax: 2 * time.Second, SessionExpiryMax: 3, ReceiveMaximum: 9})
+	for _, c := range []wire.Connect{
+		{CleanStart: true},
+		{ClientID: "p", CleanStart: true, KeepAlive: 60, SessionExpiry: 100, HasSessionExpiry: true},
+		{ClientID: "auth", CleanStart: true, AuthMethod: "x"},
+	} {
+		c.Version, c.RequestProblemInfo = wire.V5, true
+		whole := 0
+		for most := uint32(1); most < 80; most++ {
+			c.MaximumPacketSize = most
+			p := h.dial(wire.V5)
+			p.write(wire.AppendConnect(nil, &c))
+			_ = p.nc.SetReadDeadline(time.Now().Add(patience))
+			pk, err := p.r.ReadPacket()
+			if errors.Is(err, io.EOF) && most < 5 {
+				continue
+			}
+			a, ok := pk.(*wire.Connack)
+			if err != nil || !ok {
+				t.Fatalf("%d bytes: %#v, %v", most, pk, err)
+			}
+			if n := len(wire.AppendConnack(nil, wire.V5, a)); n > int(most) {
+				t.Errorf("a CONNACK of %d bytes: the client takes %d", n, most)
+			}
+			switch {
+			case c.AuthMethod != "":
+				if a.Code != wire.BadAuthenticationMethod {
+					t.Errorf("%d bytes: %v", most, a.Code)
+				}
+			case a.Code == wire.PacketTooLarge && whole == 0:
+			case a.Code != wire.Success || c.ClientID == "" && a.AssignedClientID == "" || a.ReceiveMaximum != 9 ||
+				a.ServerKeepAlive == nil || c.HasSessionExpiry && a.SessionExpiry == nil:
+				t.Errorf("%d bytes: %+v", most, a)
+			default:
+				whole++
+			}
+			p.cut()
+		}
+		if c.AuthMethod == "" && whole < 30 {
+			t.Errorf("%q is served for %d sizes", c.ClientID, whole)
+		}
 	}
 }
 

@@ -35,7 +35,7 @@ func (c *conn) connect() error {
 		c.setReason("protocol_error")
 		return errRefused
 	}
-	c.version, c.problem = con.Version, con.RequestProblemInfo
+	c.version, c.problem, c.maximumPacketSize = con.Version, con.RequestProblemInfo, int(con.MaximumPacketSize)
 	if code := c.judgeConnect(con); code != wire.Success {
 		return c.refuse(con.Version, code)
 	}
@@ -75,9 +75,32 @@ func (c *conn) refuse(v wire.Version, code wire.ReasonCode) error {
 		if code == wire.UseAnotherServer {
 			ack.ServerReference = c.b.o.ServerReference
 		}
-		c.out.put(func(b []byte) []byte { return wire.AppendConnack(b, v, ack) })
+		packet, ok := c.fits(v, ack, &wire.Connack{Code: code})
+		if ok { // else nothing can be sent to this client at all
+			c.out.put(func(b []byte) []byte { return append(b, packet...) })
+		}
 	}
 	return errRefused
+}
+
+// fits gives the first of these CONNACKs that the client takes [MQTT-3.1.2-24].
+func (c *conn) fits(v wire.Version, acks ...*wire.Connack) (packet []byte, ok bool) {
+	for _, ack := range acks {
+		packet = wire.AppendConnack(nil, v, ack)
+		if c.maximumPacketSize == 0 || len(packet) <= c.maximumPacketSize {
+			return packet, true
+		}
+	}
+	return nil, false
+}
+
+// least is what the client has to be told, and no more: without it, it would act on what
+// is not so [MQTT-3.2.2-16, MQTT-3.2.2-22].
+func least(ack *wire.Connack) *wire.Connack {
+	return &wire.Connack{
+		SessionPresent: ack.SessionPresent, AssignedClientID: ack.AssignedClientID, ServerKeepAlive: ack.ServerKeepAlive,
+		SessionExpiry: ack.SessionExpiry, ReceiveMaximum: ack.ReceiveMaximum,
+	}
 }
 
 // judgeConnect tells whether a CONNECT can be served. Any client id that is
@@ -178,8 +201,7 @@ func (c *conn) agree(p *wire.Connect, ack *wire.Connack) {
 	}
 	c.alias.top = c.b.o.TopicAliases
 	c.alias.max = min(int(p.TopicAliasMaximum), aliasesOut) // [MQTT-3.1.2-26, MQTT-3.1.2-27, MQTT-3.3.2-11]
-	c.maximumPacketSize = int(p.MaximumPacketSize)
-	c.setIdle(keepAlive * 3 / 2) // [MQTT-3.1.2-22]
+	c.setIdle(keepAlive * 3 / 2)                            // [MQTT-3.1.2-22]
 }
 
 // open starts the session on the connection. The wills that the claim has
@@ -208,16 +230,9 @@ func (c *conn) open(p *wire.Connect, ack *wire.Connack, claimed *store.Claimed) 
 	if !claimed.Present && b.full() { // one that is stored may always go on
 		return c.unopened(wire.QuotaExceeded, true)
 	}
-	packet := wire.AppendConnack(nil, c.version, ack)
-	if c.maximumPacketSize > 0 && len(packet) > c.maximumPacketSize {
-		// [MQTT-3.1.2-24] The least that can be said; if that is too much, nothing
-		// can be sent to this client at all.
-		packet = wire.AppendConnack(nil, c.version, &wire.Connack{SessionPresent: ack.SessionPresent})
-		if len(packet) > c.maximumPacketSize {
-			c.setReason("packet_too_large")
-			cl.input(func(s *session.Session) { s.Close(session.ReasonDetached) })
-			return errRefused
-		}
+	packet, ok := c.fits(c.version, ack, least(ack))
+	if !ok {
+		return c.unopened(wire.PacketTooLarge, !claimed.Present)
 	}
 	// The one CONNACK of the connection comes before all else [MQTT-3.1.4-5,
 	// MQTT-3.2.0-1, MQTT-3.2.0-2]; it names no authentication method [MQTT-4.12.0-6]

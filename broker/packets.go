@@ -20,6 +20,15 @@ func (c *conn) onPublish(p *wire.Publish) error {
 		return err
 	}
 	code := c.judge(p)
+	if code != wire.Success && p.QoS == 2 && c.cl.awaits(p.PacketID) {
+		// A resend of what was taken, which is never refused [MQTT-4.3.3-10]: the client
+		// would think the identifier free, and its next message would be taken for another
+		// resend. No resend changes the topic.
+		if code == wire.TopicNameInvalid {
+			return &wire.Error{Code: wire.ProtocolError, Err: errors.New("another message under a packet identifier in use")}
+		}
+		code = wire.Success
+	}
 	if code == wire.TopicNameInvalid && (p.QoS == 0 || c.version != wire.V5) {
 		return &wire.Error{Code: code, Err: errors.New("topic not allowed")}
 	}
@@ -47,6 +56,14 @@ func (c *conn) onPublish(p *wire.Publish) error {
 		s.OnPublish(m, id)
 	})
 	return nil
+}
+
+// awaits tells whether a QoS 2 message of the client's waits for PUBREL under an
+// identifier.
+func (cl *client) awaits(id uint16) bool {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	return cl.s.Awaits(id)
 }
 
 // judge tells whether a message may be published.

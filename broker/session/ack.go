@@ -1,6 +1,8 @@
 package session
 
 import (
+	"slices"
+
 	"rewindmq/schema"
 	"rewindmq/store"
 )
@@ -14,12 +16,20 @@ func (s *Session) resend() bool {
 		s.again = s.again[1:]
 		return true
 	}
-	if s.unacked >= s.o.Quota || s.held() {
+	if s.held() {
 		return false
 	}
-	if e.QoS == 2 && e.Received {
-		s.popAgain(e)
-		s.do(Action{Do: SendAck, Ack: Pubrel, PacketID: e.PacketID})
+	if e.Received {
+		s.resendPubrel(0)
+		return true
+	}
+	if s.unacked >= s.o.Quota {
+		// What else there is goes on [MQTT-3.3.4-10, MQTT-4.9.0-3].
+		i := slices.IndexFunc(s.again, func(e *entry) bool { return e.Received && s.win.byID[e.PacketID] == e })
+		if i < 0 {
+			return false
+		}
+		s.resendPubrel(i)
 		return true
 	}
 	if e.m == nil {
@@ -43,6 +53,16 @@ func (s *Session) resend() bool {
 	s.popAgain(e)
 	s.sendEntry(e, true)
 	return true
+}
+
+// resendPubrel sends the PUBREL of again[i], which was received. It takes none of the
+// quota, but none is given back for it either before it is settled.
+func (s *Session) resendPubrel(i int) {
+	e := s.again[i]
+	s.again = slices.Delete(s.again, i, i+1)
+	e.sent = true
+	s.unacked++
+	s.do(Action{Do: SendAck, Ack: Pubrel, PacketID: e.PacketID})
 }
 
 func (s *Session) popAgain(e *entry) {

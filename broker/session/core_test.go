@@ -425,6 +425,28 @@ func TestF07_QuotaIsTheConnections(t *testing.T) {
 	p.want("m5 qos 1 id 1")
 }
 
+// [MQTT-3.3.4-10, MQTT-4.9.0-3] The quota holds back PUBLISH alone: the PUBREL of what the
+// client has received comes at once, also from behind a PUBLISH that waits.
+func TestQuotaDoesNotHoldBackPubrel(t *testing.T) {
+	t.Parallel()
+	p := newPlay(t)
+	p.begin("a", 2)
+	for i := range 3 {
+		p.publish("a", fmt.Sprint("m", i), 2)
+	}
+	p.ack(Pubrec, 3)
+	p.ack(Pubrec, 1)
+	p.heard()
+	p.crash()
+	p.o.Window, p.o.Quota = 1, 1
+	p.connect()
+	p.want("PUBREL 1, PUBREL 3")
+	p.ack(Pubcomp, 1)
+	p.want("")
+	p.ack(Pubcomp, 3)
+	p.want("m1 qos 2 id 2 dup")
+}
+
 // F-10: expiry does not remove what is under way; what was never sent expires.
 func TestF10_ExpiryAndFlight(t *testing.T) {
 	t.Parallel()

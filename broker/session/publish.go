@@ -40,6 +40,10 @@ func (s *Session) putInbound(id uint16, in *inbound) {
 // the limit (3.1.1) is held back at it instead of being closed.
 func (s *Session) Admit() bool { return s.closing || s.Waiting() < s.o.ReceiveMaximum }
 
+// Awaits tells whether a QoS 2 message of the client's, from whatever connection, waits
+// for its PUBREL under an identifier: a PUBLISH with it is a resend.
+func (s *Session) Awaits(id uint16) bool { return s.inbound[id] != nil }
+
 // OnPublish takes a PUBLISH from the client. m has everything but its ID; id is
 // the packet id (QoS 1 and 2). What comes before it is stored before it.
 func (s *Session) OnPublish(m *schema.Message, id uint16) {
