@@ -83,7 +83,7 @@ func (a *adopter) run() {
 	defer t.Stop()
 	for {
 		if err := a.turn(); err != nil && a.s.life.Err() == nil {
-			a.s.log.Warn("adoption", zap.Error(err))
+			a.s.log.Warn("inserts of other programs could not be adopted; it tries again", zap.Error(err))
 		}
 		select {
 		case <-a.s.life.Done():

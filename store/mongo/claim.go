@@ -215,8 +215,8 @@ func (w *claimWalk) raise(ctx context.Context) (bool, error) {
 				filter = fields("_id", w.ask.ClientID, "epoch", d.Epoch)
 			}
 			if w.dead != nil {
-				if d == nil || d.Owner == nil || *d.Owner != *w.dead {
-					found = false
+				if d == nil || d.Owner == nil || *d.Owner != *w.dead || *d.Owner == w.node && d.Disconnected == nil {
+					found = false // it is nobody's, another's, or a client's that is here
 					return nil
 				}
 				filter = append(filter, bson.E{Key: "owner", Value: *w.dead})

@@ -25,6 +25,10 @@ const keeperID = "keeper"
 type keeper struct {
 	s *Store
 
+	// cut are sessions whose finishing failed: this node's keeper may own them now. Bound:
+	// the sessions of the nodes that died. The goroutine of run has it.
+	cut map[string]struct{}
+
 	renewing sync.Mutex // one renewal in flight
 	sess     *mongo.Session
 
@@ -98,7 +102,7 @@ func (k *keeper) lease() {
 	for {
 		ctx, cancel := context.WithTimeout(k.s.life, k.s.o.Attempt)
 		if _, err := k.renew(ctx); err != nil && k.s.life.Err() == nil {
-			k.s.log.Warn("keeper", zap.Error(err))
+			k.s.log.Warn("the keeper's lease could not be renewed", zap.Error(err))
 		}
 		cancel()
 		select {
@@ -117,7 +121,7 @@ func (k *keeper) run() {
 	for {
 		if k.holds() {
 			if err := k.turn(); err != nil && k.s.life.Err() == nil {
-				k.s.log.Warn("keeper", zap.Error(err))
+				k.s.log.Warn("the keeper could not finish what dead nodes left; it tries again", zap.Error(err))
 			}
 		}
 		select {
@@ -139,7 +143,7 @@ func (k *keeper) ask(ctx context.Context) (bool, error) {
 func (k *keeper) turn() error {
 	ctx, cancel := context.WithTimeout(k.s.life, time.Minute)
 	defer cancel()
-	return k.finishNodes(ctx)
+	return errors.Join(k.finishNodes(ctx), k.finishStray(ctx))
 }
 
 // finishNodes declares nodes dead whose lease is over, and finishes what they had:
@@ -150,7 +154,9 @@ func (k *keeper) finishNodes(ctx context.Context) error {
 	if k.judges() {
 		over := fields("beat", fields("$exists", true), "dead", nil, "left", nil,
 			"$expr", ex("$lt", ex("$add", "$beat", "$lease"), "$$NOW"))
-		cur, err := s.c.node.Find(ctx, over, options.Find().SetProjection(fields("_id", 1)))
+		// Not this one: it lives. If its heartbeats do not go through, another finds that.
+		others := append(fields("_id", fields("$ne", s.self.id())), over...)
+		cur, err := s.c.node.Find(ctx, others, options.Find().SetProjection(fields("_id", 1)))
 		if err != nil {
 			return fmt.Errorf("mongo: read of nodes: %w", err)
 		}
@@ -166,7 +172,7 @@ func (k *keeper) finishNodes(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("mongo: declaring node %v dead: %w", d.ID, err)
 			}
-			s.log.Info("a node's lease is over", zap.Stringer("node", d.ID))
+			s.log.Info("a node's lease is over", zap.String("node", d.ID.Hex()))
 		}
 	}
 	cur, err := s.c.node.Find(ctx, fields("finished", nil, "_id", fields("$ne", keeperID), "$or", bson.A{
@@ -181,37 +187,17 @@ func (k *keeper) finishNodes(ctx context.Context) error {
 	if err := cur.All(ctx, &gone); err != nil {
 		return fmt.Errorf("mongo: read of nodes: %w", err)
 	}
+	var errs []error
 	for _, g := range gone {
-		if err := k.finish(ctx, g.ID); err != nil {
-			return err
-		}
+		errs = append(errs, k.finish(ctx, g.ID)) // one that fails holds up no other
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // finish claims the sessions of a node that is gone, and retires its lanes.
 func (k *keeper) finish(ctx context.Context, node bson.ObjectID) error {
 	s := k.s
-	for {
-		cur, err := s.c.session.Find(ctx, fields("owner", node), options.Find().SetProjection(fields("_id", 1)).SetLimit(1000))
-		if err != nil {
-			return fmt.Errorf("mongo: sessions of node %v: %w", node, err)
-		}
-		var ids []struct {
-			ID string `bson:"_id"`
-		}
-		if err := cur.All(ctx, &ids); err != nil {
-			return fmt.Errorf("mongo: sessions of node %v: %w", node, err)
-		}
-		if len(ids) == 0 {
-			break
-		}
-		for _, id := range ids {
-			if err := s.finishSession(ctx, id.ID, node); err != nil {
-				return err
-			}
-		}
-	}
+	sessions := k.finishSessions(ctx, node)
 	at := bson.Timestamp{}
 	err := s.inSession(ctx, at, func(ctx context.Context) error {
 		lanes, err := s.readLanes(ctx, fields("node", node, "retired", nil))
@@ -225,14 +211,57 @@ func (k *keeper) finish(ctx context.Context, node bson.ObjectID) error {
 		}
 		return s.sweepGroups(ctx) // it may have died between a subscription and its group
 	})
-	if err != nil {
-		return err
+	if err := errors.Join(sessions, err); err != nil {
+		return err // it is not finished
 	}
 	_, err = s.c.node.UpdateOne(ctx, fields("_id", node), mongo.Pipeline{set("finished", "$$NOW")})
 	if err != nil {
 		return fmt.Errorf("mongo: node %v: %w", node, err)
 	}
 	return nil
+}
+
+// finishSessions finishes the sessions of an owner. One that fails holds up no other.
+func (k *keeper) finishSessions(ctx context.Context, owner bson.ObjectID) error {
+	var errs []error
+	last := ""
+	for {
+		cur, err := k.s.c.session.Find(ctx, fields("owner", owner, "_id", fields("$gt", last)),
+			options.Find().SetSort(fields("_id", 1)).SetProjection(fields("_id", 1)).SetLimit(1000))
+		if err != nil {
+			return errors.Join(append(errs, fmt.Errorf("mongo: sessions of node %v: %w", owner, err))...)
+		}
+		var ids []struct {
+			ID string `bson:"_id"`
+		}
+		if err := cur.All(ctx, &ids); err != nil {
+			return errors.Join(append(errs, fmt.Errorf("mongo: sessions of node %v: %w", owner, err))...)
+		}
+		if len(ids) == 0 {
+			return errors.Join(errs...)
+		}
+		for _, id := range ids {
+			errs = append(errs, k.finishSession(ctx, id.ID, owner))
+			if ctx.Err() != nil {
+				return errors.Join(errs...)
+			}
+		}
+		last = ids[len(ids)-1].ID
+	}
+}
+
+// finishSession finishes one. What fails may have been claimed by then: it is noted.
+func (k *keeper) finishSession(ctx context.Context, clientID string, owner bson.ObjectID) error {
+	err := k.s.finishSession(ctx, clientID, owner)
+	if err == nil {
+		delete(k.cut, clientID)
+		return nil
+	}
+	if k.cut == nil {
+		k.cut = map[string]struct{}{}
+	}
+	k.cut[clientID] = struct{}{}
+	return err
 }
 
 // finishSession claims a session of a node that is gone, saves the recovered

@@ -73,8 +73,11 @@ func (s *Store) watchPauses() {
 	}
 }
 
-// register makes this node's document, by the server's clock.
-func (s *Store) register(ctx context.Context) error {
+// register makes the document of this node under a name, by the server's clock.
+//
+// Invariant: a node goes by no name that it has not registered. What is owned under such a
+// name would be nobody's.
+func (s *Store) register(ctx context.Context, id bson.ObjectID) error {
 	if s.self.beats == nil {
 		sess, err := s.client.StartSession()
 		if err != nil {
@@ -83,7 +86,7 @@ func (s *Store) register(ctx context.Context) error {
 		s.self.beats = sess
 	}
 	sent := time.Now()
-	_, err := s.c.node.UpdateOne(mongo.NewSessionContext(ctx, s.self.beats), bson.D{{Key: "_id", Value: s.self.id()}},
+	_, err := s.c.node.UpdateOne(mongo.NewSessionContext(ctx, s.self.beats), bson.D{{Key: "_id", Value: id}},
 		mongo.Pipeline{{{Key: "$set", Value: bson.D{
 			{Key: "name", Value: s.o.Node},
 			{Key: "started", Value: "$$NOW"},
@@ -92,7 +95,7 @@ func (s *Store) register(ctx context.Context) error {
 			{Key: "beats", Value: int64(0)},
 		}}}}, options.UpdateOne().SetUpsert(true))
 	if err != nil {
-		return fmt.Errorf("mongo: register node %v: %w", s.self.id(), err)
+		return fmt.Errorf("mongo: register node %v: %w", id, err)
 	}
 	s.self.confirmed.Store(&sent)
 	s.self.steady.Store(&sent)
@@ -170,12 +173,15 @@ func (s *Store) renew(ctx context.Context) (bson.Timestamp, error) {
 func (s *Store) reborn(ctx context.Context) error {
 	old := s.self.id()
 	id := bson.NewObjectID()
+	if err := s.register(ctx, id); err != nil {
+		return err // the next heartbeat comes here again
+	}
 	s.self.node.Store(&id)
 	s.self.suspect.Add(1)
 	s.owned.loseAll()
 	s.watch.tell(store.Lost{})
-	s.log.Warn("this node was declared dead while it was away; it goes on as another", zap.Stringer("was", old), zap.Stringer("is", id))
-	return s.register(ctx)
+	s.log.Warn("this node was declared dead while it was away; it goes on as another", zap.String("was", old.Hex()), zap.String("is", id.Hex()))
+	return nil
 }
 
 // unregister ends the lease in order. Another node would find it over anyway.

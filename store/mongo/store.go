@@ -167,7 +167,7 @@ func (s *Store) breakDown(err error) {
 
 // begin registers the node, opens its lanes and starts the rest.
 func (s *Store) begin(ctx context.Context) error {
-	if err := s.register(ctx); err != nil {
+	if err := s.register(ctx, s.self.id()); err != nil {
 		return err
 	}
 	s.work.Go(s.beat)
@@ -201,7 +201,7 @@ func (s *Store) begin(ctx context.Context) error {
 	if s.o.Metrics != nil {
 		s.o.Metrics.Up.Set(1)
 	}
-	s.log.Info("serving on MongoDB", zap.String("database", s.o.Database), zap.Stringer("node", s.self.id()))
+	s.log.Info("serving on MongoDB", zap.String("database", s.o.Database), zap.String("node", s.self.id().Hex()))
 	return nil
 }
 
