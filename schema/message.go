@@ -31,7 +31,8 @@ type Message struct {
 type Properties struct {
 	PayloadFormat    uint8 // 0 bytes, 1 UTF-8
 	HasPayloadFormat bool
-	ContentType      string // empty: absent
+	ContentType      string // empty: absent, but for EmptyContentType
+	EmptyContentType bool
 	ResponseTopic    string // empty: absent
 	CorrelationData  []byte // nil: absent
 	User             []UserProperty

@@ -111,6 +111,7 @@ func (p *properties) message() *schema.Properties {
 	m := &schema.Properties{
 		HasPayloadFormat: p.has(packets.PropPayloadFormat),
 		ContentType:      p.contentType,
+		EmptyContentType: p.has(packets.PropContentType) && p.contentType == "",
 		ResponseTopic:    p.responseTopic,
 		CorrelationData:  p.correlationData,
 		User:             p.user,

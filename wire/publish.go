@@ -170,7 +170,7 @@ func messageProperties(m *schema.Properties) int {
 	if m.HasPayloadFormat {
 		n += 2
 	}
-	if m.ContentType != "" {
+	if m.ContentType != "" || m.EmptyContentType {
 		n += 3 + len(m.ContentType)
 	}
 	if m.ResponseTopic != "" {
@@ -232,7 +232,7 @@ func appendMessageProperties(dst []byte, m *schema.Properties) []byte {
 	if m.HasPayloadFormat {
 		dst = append(dst, packets.PropPayloadFormat, m.PayloadFormat)
 	}
-	if m.ContentType != "" {
+	if m.ContentType != "" || m.EmptyContentType { // [MQTT-3.3.2-20]
 		dst = appendString(append(dst, packets.PropContentType), m.ContentType)
 	}
 	if m.ResponseTopic != "" {

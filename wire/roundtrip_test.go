@@ -53,6 +53,8 @@ func drawMessage(t *rapid.T, v Version) *schema.Properties {
 	m := &schema.Properties{HasPayloadFormat: rapid.Bool().Draw(t, "format"), User: drawUser(t, v)}
 	if rapid.Bool().Draw(t, "type") {
 		m.ContentType = drawFilled.Draw(t, "content type")
+	} else {
+		m.EmptyContentType = rapid.Bool().Draw(t, "empty type")
 	}
 	if rapid.Bool().Draw(t, "response") {
 		m.ResponseTopic = drawTopic.Draw(t, "response topic")

@@ -294,6 +294,9 @@ func putProperties(b []byte, p *schema.Properties) []byte {
 	if p.CorrelationData != nil {
 		flags |= 2
 	}
+	if p.EmptyContentType {
+		flags |= 4
+	}
 	b = append(b, flags, p.PayloadFormat)
 	b = putString(b, p.ContentType)
 	b = putString(b, p.ResponseTopic)
@@ -307,10 +310,10 @@ func putProperties(b []byte, p *schema.Properties) []byte {
 
 func (d *decoder) properties() *schema.Properties {
 	flags := d.byte()
-	if flags > 3 {
+	if flags > 7 {
 		d.fail(errValue)
 	}
-	p := &schema.Properties{HasPayloadFormat: flags&1 != 0, PayloadFormat: d.byte()}
+	p := &schema.Properties{HasPayloadFormat: flags&1 != 0, PayloadFormat: d.byte(), EmptyContentType: flags&4 != 0}
 	p.ContentType, p.ResponseTopic = d.string(), d.string()
 	// Present but empty is not the same as absent.
 	if data := d.bytes(); flags&2 != 0 {

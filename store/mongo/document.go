@@ -79,7 +79,7 @@ func encodeProperties(p *schema.Properties) bson.Raw {
 	if p.HasPayloadFormat {
 		b = bsoncore.AppendInt32Element(b, "payloadFormat", int32(p.PayloadFormat))
 	}
-	if p.ContentType != "" {
+	if p.ContentType != "" || p.EmptyContentType {
 		b = bsoncore.AppendStringElement(b, "contentType", p.ContentType)
 	}
 	if p.ResponseTopic != "" {
@@ -206,7 +206,9 @@ func decodeProperties(doc bson.Raw) *schema.Properties {
 			n, ok := v.AsInt64OK()
 			p.PayloadFormat, p.HasPayloadFormat = uint8(n), ok
 		case "contentType":
-			p.ContentType, _ = v.StringValueOK()
+			var ok bool
+			p.ContentType, ok = v.StringValueOK()
+			p.EmptyContentType = ok && p.ContentType == ""
 		case "responseTopic":
 			p.ResponseTopic, _ = v.StringValueOK()
 		case "correlationData":

@@ -121,6 +121,7 @@ func content(c *check) {
 			},
 		},
 		{ID: c.newID(), Topic: "b", Payload: []byte("{}"), Created: created(), Properties: &schema.Properties{HasPayloadFormat: true}},
+		{ID: c.newID(), Topic: "b", Payload: []byte("empty"), Created: created(), Properties: &schema.Properties{EmptyContentType: true, CorrelationData: []byte{}}},
 	}
 	want := make([]schema.Message, len(msgs))
 	for i, m := range msgs {

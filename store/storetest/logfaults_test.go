@@ -182,6 +182,13 @@ func logFaults() []fault {
 				m.Properties = &p
 			}
 		})},
+		{"an empty content type is lost", "Log/Content", changesMessages(func(m *schema.Message) {
+			if m.Properties != nil {
+				p := *m.Properties
+				p.EmptyContentType = false
+				m.Properties = &p
+			}
+		})},
 		{"expiry is cut to seconds", "Log/Content", changesMessages(func(m *schema.Message) { m.Expiry = m.Expiry.Truncate(time.Second) })},
 		{"the number is given again", "Log/T14_NumberingGoesOn", func(b *broken) {
 			b.reopened = func(b *broken) { b.model(func(m *Model) { m.cut(1) }) }
