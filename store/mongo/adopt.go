@@ -46,7 +46,7 @@ const (
 )
 
 func newAdopter(s *Store) *adopter {
-	return &adopter{s: s, poke: make(chan struct{}, 1), quit: make(chan struct{}), gone: make(chan struct{})}
+	return &adopter{s: s, m: lane.Adopter{Fresh: max(s.o.RetainMessages, 0) / 4}, poke: make(chan struct{}, 1), quit: make(chan struct{}), gone: make(chan struct{})}
 }
 
 // wake tells that there may be an insert of somebody else's.
@@ -117,7 +117,7 @@ func (a *adopter) attempt() (context.Context, context.CancelFunc) {
 // until there is an answer.
 func (a *adopter) turn() error {
 	for a.s.life.Err() == nil {
-		act := a.m.Next(schema.ID(a.s.self.id()), a.s.keeper.holds())
+		act := a.m.Next(schema.ID(a.s.self.id()), a.s.keeper.holds(), time.Now())
 		done, err := a.carryOut(act)
 		if id := laneID(a.m.Lane()); id != a.lane {
 			a.lane = id
@@ -171,10 +171,10 @@ func (a *adopter) carryOut(act lane.Action) (bool, error) {
 func (a *adopter) open() error {
 	ctx, cancel := a.attempt()
 	defer cancel()
-	node := a.s.self.id()
+	node, began := a.s.self.id(), time.Now()
 	id, err := a.s.openLaneAs(ctx, node, true)
 	if err == nil {
-		a.m.Opened(lane.ID(id), schema.ID(node))
+		a.m.Opened(lane.ID(id), schema.ID(node), began)
 	}
 	return err
 }
@@ -268,7 +268,7 @@ func markValue(mark string) any {
 // update makes one attempt. What does not match is made an error by the upsert,
 // and the batch stops there: there are no holes in n.
 func (a *adopter) update(act lane.Action) error {
-	day := (24 * time.Hour).Milliseconds()
+	off := a.s.oldest(24 * time.Hour).Milliseconds()
 	list := a.m.Guests()
 	models := make([]mongo.WriteModel, len(list))
 	for i, g := range list {
@@ -277,7 +277,7 @@ func (a *adopter) update(act lane.Action) error {
 			SetUpdate(mongo.Pipeline{set(
 				"lane", int64(act.Lane), "n", int64(act.N)+int64(i), "ts", "$$CLUSTER_TIME",
 				"qos", ex("$ifNull", "$qos", 1), "retain", ex("$ifNull", "$retain", false),
-				"created", ex("$cond", ex("$lte", ex("$abs", ex("$subtract", ex("$ifNull", "$created", time.UnixMilli(0)), "$$NOW")), day), "$created", "$$NOW"),
+				"created", ex("$cond", ex("$lte", ex("$abs", ex("$subtract", ex("$ifNull", "$created", time.UnixMilli(0)), "$$NOW")), off), "$created", "$$NOW"),
 			), unset("stop")})
 	}
 	ctx, cancel := a.attempt()

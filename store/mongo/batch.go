@@ -16,6 +16,7 @@ import (
 // write makes one attempt with the whole batch.
 func (w *laneWriter) write(a lane.Action) {
 	n, f := w.m.Len(), w.s.form()
+	w.notOlder()
 	began := time.Now()
 	v := w.judged(w.insert(n, func(b []byte, i int) []byte {
 		return f.append(b, w.m.Message(i), laneID(a.Lane), a.N+uint64(i))

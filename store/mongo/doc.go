@@ -20,6 +20,8 @@
 // Invariant: nothing is answered as stored that a majority has not acknowledged,
 // or shown to a majority read.
 //
+// Invariant: a lane's numbering outlives its messages, whatever retention takes (tops).
+//
 // Invariant: no position is taken from a clock. ts sorts, and bounds what a read
 // has to look at.
 //
@@ -27,6 +29,6 @@
 //
 // Run owns all of them and waits for them: the heartbeat, the pause watch, one
 // for each lane writer, session writer and record lane, the keeper, the look for
-// claims, and the rounds of fresh writes. A Tail, a Read and a Claim run on their
-// caller's.
+// claims, the rounds of fresh writes, and those that keep the ends of lanes. A Tail,
+// a Read and a Claim run on their caller's.
 package mongo

@@ -38,6 +38,7 @@ type laneDoc struct {
 	Opened  bson.Timestamp `bson:"opened"`
 	Retired bool           `bson:"retired,omitempty"`
 	Last    int64          `bson:"last,omitempty"` // its last n, once retired
+	Top     int64          `bson:"top,omitempty"`  // up to where all in it was settled, see tops
 }
 
 func (d *laneDoc) id() laneID { return newLaneID(schema.Lane(d.Number), uint32(d.Key)) }

@@ -24,7 +24,7 @@ const (
 // laneWriter carries out what a lane.Writer decides, in a driver session of its
 // own with one write in flight.
 //
-// m, sess, took, why, shown, wrote and wroteIn belong to the goroutine of run; the fields
+// m, sess, took, why, shown, told, wrote and wroteIn belong to the goroutine of run; the fields
 // below mu are guarded by it.
 type laneWriter struct {
 	s       *Store
@@ -37,6 +37,7 @@ type laneWriter struct {
 	wrote   int             // documents of the last batch, until the next one
 	wroteIn time.Duration
 	shown   time.Time // the doubt that others see
+	told    laneTop   // the last n that they see
 
 	poke chan struct{}
 	gone chan struct{}
@@ -47,12 +48,13 @@ type laneWriter struct {
 	want    int             // how many wake the writer
 	closing bool
 	doubt   time.Time // since when the writer cannot go on; zero: it can
+	last    laneTop
 }
 
 func newLaneWriter(s *Store, i int) *laneWriter {
 	return &laneWriter{s: s, index: i, poke: make(chan struct{}, 1), gone: make(chan struct{}), m: lane.NewWriter(lane.Options{
 		Hold: s.o.Hold, Batch: maxBatch, BatchBytes: maxBatchBytes, MaxPayload: s.o.MaxPayload, MaxSize: s.o.MaxPayload + sizeSlack,
-		NewID: func() schema.ID { return schema.ID(bson.NewObjectID()) },
+		NewID: func() schema.ID { return schema.ID(bson.NewObjectID()) }, Fresh: max(s.o.RetainMessages, 0) / 4,
 	})}
 }
 
@@ -151,10 +153,10 @@ func (w *laneWriter) begin(ctx context.Context) error {
 func (w *laneWriter) open(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, w.s.o.Attempt)
 	defer cancel()
-	node := w.s.self.id()
+	node, began := w.s.self.id(), time.Now()
 	id, err := w.s.openLaneAs(mongo.NewSessionContext(ctx, w.sess), node, false)
 	if err == nil {
-		w.m.Opened(lane.ID(id), schema.ID(node))
+		w.m.Opened(lane.ID(id), schema.ID(node), began)
 	}
 	return err
 }
@@ -197,8 +199,14 @@ func (w *laneWriter) offer(end bool) bool {
 	return closing
 }
 
-// show tells others of a doubt.
+// show tells others of a doubt, and of the lane's last n.
 func (w *laneWriter) show() {
+	if id, n := w.m.Last(); laneID(id) != w.told.id || n != w.told.n {
+		w.told = laneTop{laneID(id), n}
+		w.mu.Lock()
+		w.last = w.told
+		w.mu.Unlock()
+	}
 	if d := w.m.Doubt(); d != w.shown {
 		w.shown = d
 		w.mu.Lock()

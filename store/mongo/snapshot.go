@@ -59,7 +59,8 @@ func (n *snapshot) time() bson.Timestamp { return n.sess.SnapshotTime() }
 
 func (n *snapshot) end() { n.sess.EndSession(context.WithoutCancel(n.ctx)) }
 
-// tops reads the greatest n of each lane, in as few commands as the server takes.
+// tops reads the greatest n that is there of each lane (retention may have taken what
+// was behind it: the lane's `top`), in as few commands as the server takes.
 func (s *Store) tops(ctx context.Context, coll *mongo.Collection, lanes []laneDoc) (map[schema.Lane]uint64, error) {
 	out := map[schema.Lane]uint64{}
 	err := s.oneOfEach(ctx, coll, lanes, func(d *laneDoc) (bson.D, int) {
@@ -175,7 +176,7 @@ func (s *Store) headIn(snap *snapshot) (schema.Cursor, error) {
 	}
 	marks := make([]schema.Mark, len(open))
 	for i, d := range open {
-		marks[i] = schema.Mark{Lane: schema.Lane(d.Number), N: n[schema.Lane(d.Number)]}
+		marks[i] = schema.Mark{Lane: schema.Lane(d.Number), N: max(n[schema.Lane(d.Number)], uint64(d.Top))}
 	}
 	return schema.NewCursor(schema.Lane(top.Number), marks), nil
 }

@@ -9,6 +9,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
+	"go.mongodb.org/mongo-driver/v2/mongo/readconcern"
 
 	"rewindmq/schema"
 	"rewindmq/store/mongo/lane"
@@ -28,26 +29,19 @@ func (s *Store) putStopper(ctx context.Context, doc bson.ObjectID, id laneID, ki
 	for {
 		a := m.Next()
 		switch a.Do {
+		case lane.PutBehind:
+			failed = s.putBehind(ctx, bson.ObjectID(a.ID), id, a.Kind)
+			m.Wrote(outcomeOf(failed))
 		case lane.Look:
-			last, err := s.lastOf(ctx, id)
-			var own *lane.Doc
-			if err == nil && !a.ID.IsZero() {
-				own, err = s.docOf(ctx, bson.D{{Key: "_id", Value: bson.ObjectID(a.ID)}}, options.FindOne())
-			}
-			if err != nil {
+			if err := s.lookAtStopper(ctx, m, bson.ObjectID(a.ID), id); err != nil {
 				return fmt.Errorf("mongo: last of lane %d: %w", id.number(), err)
 			}
-			m.Looked(last, own)
-		case lane.Put:
-			_, failed = s.c.message.InsertOne(ctx, s.stopper(bson.ObjectID(a.ID), id, a.N, a.Kind))
-			m.Wrote(outcomeOf(failed))
 		case lane.Rest:
 			if rest(ctx, a.Rest) != nil {
-				return fmt.Errorf("mongo: stopper in lane %d: %w", id.number(), failed)
+				return fmt.Errorf("mongo: stopper in lane %d: %w", id.number(), errors.Join(failed, ctx.Err()))
 			}
 		case lane.Retire:
-			_, err := s.c.lane.UpdateOne(ctx, bson.D{{Key: "_id", Value: int64(id.number())}},
-				bson.D{{Key: "$set", Value: bson.D{{Key: "retired", Value: true}, {Key: "last", Value: int64(a.N)}}}})
+			_, err := s.c.lane.UpdateOne(ctx, fields("_id", int64(id.number()), "retired", nil), fields("$set", fields("retired", true, "last", int64(a.N))))
 			if err != nil {
 				return fmt.Errorf("mongo: retire lane %d: %w", id.number(), err)
 			}
@@ -56,6 +50,53 @@ func (s *Store) putStopper(ctx context.Context, doc bson.ObjectID, id laneID, ki
 			return nil
 		}
 	}
+}
+
+// putBehind makes one attempt to insert a stopper behind the last document of a lane:
+// one command, which the primary carries out by what it has itself. Why that is right,
+// and two commands are not, is told at lane.Stop. It is an aggregation, and those have
+// no transaction number: an attempt that was given up may still land. It does no harm:
+// of all attempts one goes in, by the id of the stopper, and not behind an `end`. It is
+// created when it goes in: retention does not take it at once, however late that is.
+func (s *Store) putBehind(ctx context.Context, doc bson.ObjectID, id laneID, kind string) error {
+	lanes := s.db.Collection(s.o.Collections.Lane, options.Collection().SetReadConcern(readconcern.Local()))
+	cur, err := lanes.Aggregate(ctx, mongo.Pipeline{
+		fields("$match", fields("_id", int64(id.number()), "retired", nil)),
+		fields("$lookup", fields("from", s.o.Collections.Message, "as", "newest", "pipeline", mongo.Pipeline{
+			fields("$match", fields("lane", int64(id))),
+			fields("$sort", fields("n", -1)),
+			fields("$limit", 1),
+			fields("$project", fields("n", 1, "stop", 1)),
+		})),
+		fields("$match", fields("newest.stop", fields("$ne", stopEnd))),
+		fields("$replaceWith", ex("$mergeObjects", ex("$literal", s.stopper(doc, id, 0, kind)),
+			fields("created", "$$NOW", "n", ex("$toLong", ex("$add", ex("$max", 0, "$top", ex("$first", "$newest.n")), 1))))),
+		fields("$merge", fields("into", s.o.Collections.Message, "on", "_id", "whenMatched", "fail", "whenNotMatched", "insert")),
+	})
+	if err != nil {
+		return err
+	}
+	return cur.Close(ctx)
+}
+
+// lookAtStopper tells m what a majority has.
+func (s *Store) lookAtStopper(ctx context.Context, m *lane.Stop, doc bson.ObjectID, id laneID) error {
+	own, err := s.docOf(ctx, fields("_id", doc), options.FindOne())
+	if err != nil || own != nil {
+		if err == nil {
+			m.Looked(nil, own, false)
+		}
+		return err
+	}
+	last, err := s.lastOf(ctx, id)
+	if err != nil {
+		return err
+	}
+	retired, err := s.c.lane.CountDocuments(ctx, fields("_id", int64(id.number()), "retired", true), options.Count().SetLimit(1))
+	if err == nil {
+		m.Looked(last, nil, retired > 0)
+	}
+	return err
 }
 
 // lastOf reads the document with the greatest n of a lane; nil: there is none.

@@ -194,6 +194,9 @@ func (s *Store) begin(ctx context.Context) error {
 	if s.o.SweepRecords {
 		s.work.Go(s.sweeper.run)
 	}
+	if s.o.RetainMessages > 0 {
+		s.work.Go((&tops{s: s}).run)
+	}
 	if s.o.Metrics != nil && !s.o.noGauge {
 		s.work.Go(s.gauge)
 	}

@@ -180,7 +180,7 @@ func (t *tail) endPass(ctx context.Context) {
 	t.pass = nil
 	lanes := make([]lane.PassLane, len(p.lanes))
 	for i := range p.lanes {
-		lanes[i] = lane.PassLane{Number: schema.Lane(p.lanes[i].Number), Retired: p.lanes[i].Retired}
+		lanes[i] = lane.PassLane{Number: schema.Lane(p.lanes[i].Number), Retired: p.lanes[i].Retired, Top: uint64(p.lanes[i].Top)}
 	}
 	if t.m.EndPass(lanes) {
 		t.events = append(t.events, store.Event{H: t.m.H()})

@@ -14,7 +14,7 @@ import (
 // Verify checks a live database against the schema, and changes nothing: it gives
 // what differs, a line each, in an order that does not change; none: all is as it
 // has to be. It looks at up to sample documents of each of the collections that
-// others read, the newest; 0: 1,000.
+// others read, and of the lanes, the newest; 0: 1,000.
 func Verify(ctx context.Context, o Options, sample int) ([]string, error) {
 	s, err := New(o)
 	if err != nil {
@@ -38,6 +38,7 @@ func Verify(ctx context.Context, o Options, sample int) ([]string, error) {
 			return v.documents(ctx, s.c.subscription, subscriptionFields(), sample)
 		},
 		func(ctx context.Context) error { return v.documents(ctx, s.c.published, recordFields(), sample) },
+		func(ctx context.Context) error { return v.documents(ctx, s.c.lane, laneFields(), sample) },
 	} {
 		if err := step(ctx); err != nil {
 			return v.found, err
@@ -188,6 +189,19 @@ func recordFields() []field {
 		{"created", true, []bson.Type{bson.TypeDateTime}},
 		{"group", false, []bson.Type{bson.TypeString}},
 		{"left", false, []bson.Type{bson.TypeString}},
+	}
+}
+
+func laneFields() []field {
+	return []field{
+		{"_id", true, []bson.Type{bson.TypeInt64}},
+		{"key", true, []bson.Type{bson.TypeInt64}},
+		{"node", true, []bson.Type{bson.TypeObjectID}},
+		{"adopts", false, []bson.Type{bson.TypeBoolean}},
+		{"opened", false, []bson.Type{bson.TypeTimestamp}},
+		{"retired", false, []bson.Type{bson.TypeBoolean}},
+		{"last", false, []bson.Type{bson.TypeInt64}},
+		{"top", false, []bson.Type{bson.TypeInt64}},
 	}
 }
 

@@ -32,6 +32,9 @@ const (
 	// Put: make one attempt to insert the stopper Action.ID of Action.Kind at
 	// Action.Lane, Action.N.
 	Put
+	// PutBehind: make one attempt to insert the stopper Action.ID of Action.Kind behind
+	// the last document of Action.Lane, in one command.
+	PutBehind
 	// Look: read, by majority, what stands there.
 	Look
 	// Check: read, by majority, the lane of the number that was tried.

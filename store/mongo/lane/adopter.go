@@ -31,7 +31,14 @@ type Guest struct {
 // when all of them are retired (P2, P5). Two of them may open lanes at once. Lanes
 // become visible in order: so who has the newer one sees the other's, and ends it.
 type Adopter struct {
+	// Fresh is a quarter of the retention; 0: nothing is ever taken. See Options.
+	Fresh time.Duration
+
 	off   rule
+	now   time.Time
+	sent  time.Time // when the last batch was
+	fresh time.Time // as a Writer's
+	doubt bool      // some of the list may be on its way
 	lane  ID
 	node  schema.ID
 	next  uint64
@@ -53,12 +60,16 @@ func (a *Adopter) on(r rule) bool { return a.off&r == 0 }
 
 // Next tells what to do; Wait: nothing, until there may be guests. keeper: this
 // node holds the keeper's lease. A batch that was begun goes on without it.
-func (a *Adopter) Next(node schema.ID, keeper bool) Action {
+func (a *Adopter) Next(node schema.ID, keeper bool, now time.Time) Action {
+	a.now = now
 	if a.rest {
 		a.rest = false
 		d := a.pause
 		a.pause = backoff(d)
 		return Action{Do: Rest, Rest: d}
+	}
+	if a.Fresh > 0 && !a.doubt && !a.look && since(now, a.fresh) > a.Fresh && a.on(ruleFresh) {
+		a.lane = 0 // as a Writer does; the lane is below the next, and ended with the others
 	}
 	act := Action{Lane: a.lane, N: a.next}
 	switch {
@@ -77,15 +88,20 @@ func (a *Adopter) Next(node schema.ID, keeper bool) Action {
 	default:
 		a.found, act.Do = true, Update
 	}
+	if act.Do == Update {
+		a.sent, a.doubt = a.now, true
+	}
 	return act
 }
 
 // Found gives the guests that there are, in their order.
-func (a *Adopter) Found(list []Guest) { a.list, a.found, a.pause = list, false, firstRest }
+func (a *Adopter) Found(list []Guest) {
+	a.list, a.found, a.doubt, a.pause = list, false, false, firstRest
+}
 
-// Opened: there is a lane, opened under the name of node.
-func (a *Adopter) Opened(id ID, node schema.ID) {
-	a.lane, a.node, a.next = id, node, 1
+// Opened: there is a lane, opened under the name of node since began.
+func (a *Adopter) Opened(id ID, node schema.ID, began time.Time) {
+	a.lane, a.node, a.next, a.fresh = id, node, 1, began
 	a.alone = !a.on(ruleEndBefore)
 }
 
@@ -97,6 +113,10 @@ func (a *Adopter) Failed() { a.list = nil }
 
 // Wrote tells what came of the attempt.
 func (a *Adopter) Wrote(v Verdict) {
+	if !v.Doubt && v.Stored > 0 {
+		a.fresh = a.sent
+	}
+	a.doubt = v.Doubt
 	a.next += uint64(v.Stored)
 	a.list = a.list[v.Stored:]
 	switch {

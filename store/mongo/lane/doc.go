@@ -32,6 +32,9 @@
 //
 // Invariant: every message that is not after a tail's H has been yielded.
 //
+// Invariant: nothing is sent behind a document that retention may take before that goes
+// in; a writer leaves its lane first. So who puts a stopper finds the place.
+//
 // Invariant: of an adoption lane only its opener sets marks, and it stops at an
 // `end`.
 //

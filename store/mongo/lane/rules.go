@@ -28,4 +28,6 @@ const (
 	ruleSameMarks                     // an adoption in doubt is sent again at the same marks
 	ruleEndBefore                     // a keeper ends the adoption lanes of those before
 	ruleAdoptLooks                    // an adoption in doubt is looked up
+	ruleFresh                         // nothing is sent behind a document that retention may take
+	rulePassTop                       // a pass stands at what was taken
 )

@@ -33,12 +33,16 @@ func (w *Writer) send() (Action, bool) {
 	if !w.giving.IsZero() {
 		return Action{Do: Put, Lane: w.lane, N: w.next, ID: w.giving, Kind: Stopper}, true
 	}
+	w.sent = w.now
 	return Action{Do: Insert, Lane: w.lane, N: w.next}, true
 }
 
 // Wrote tells what came of an attempt with the whole batch. ts rises with each
 // document that was stored, and is below the stamp of the first by one.
 func (w *Writer) Wrote(v Verdict, ts uint64) {
+	if !v.Doubt && v.Stored == len(w.batch) {
+		w.fresh = w.sent
+	}
 	for i := range v.Stored {
 		ts++
 		w.stored(&w.batch[i], schema.Mark{Lane: w.lane.Number(), N: w.next}, ts)
@@ -154,6 +158,10 @@ func (w *Writer) meet(kind string) {
 	}
 	if kind == End && w.on(ruleEndStops) {
 		w.lane = 0
+		return
+	}
+	if w.stale() {
+		w.lane, w.left = 0, w.lane // nobody knows how old the stopper is
 		return
 	}
 	if !w.on(ruleMeetLooks) {

@@ -37,7 +37,8 @@ func (c *copyOf) String() string {
 // document is one of `message`.
 type document struct {
 	c    *copyOf
-	lane ID // 0: none
+	made int // step: its created
+	lane ID  // 0: none
 	n    uint64
 	ts   int
 	at   int // in the oplog
@@ -53,6 +54,27 @@ type row struct {
 	adopts  bool
 	at      int
 	retired int // -1: not
+	tops    []kept
+	// newest is what a majority has had of it, whether it is still there or not.
+	newest *document
+	ended  bool // a majority has had an end of it
+}
+
+// kept is one write of a lane's top.
+type kept struct {
+	at int
+	n  uint64
+}
+
+// top gives the lane's top at W.
+func (r *row) top(w int) uint64 {
+	n := uint64(0)
+	for _, k := range r.tops {
+		if k.at < w {
+			n = max(n, k.n)
+		}
+	}
+	return n
 }
 
 // told is what the stream says of an entry.
@@ -79,6 +101,7 @@ type part struct {
 	guest schema.ID
 	mark  ID // that was found
 	row   *row
+	made  int
 }
 
 type command struct {
@@ -93,6 +116,7 @@ type command struct {
 	need  int
 	ts    []int
 	until int
+	sent  int // step
 }
 
 func (c *command) String() string { return fmt.Sprintf("%s#%d %s", c.sess, c.txn, c.kind) }
@@ -107,12 +131,13 @@ type replicas struct {
 	rows     []*row
 	guests   []*document
 	commands []*command
+	taken    map[schema.ID]*document // by retention
 	txn      map[string]uint64
 	grouped  bool // several documents under one cluster time, as 8.0 does it
 }
 
 func newReplicas(w *world) *replicas {
-	return &replicas{w: w, docs: map[schema.ID]*document{}, in: map[ID][]*document{}, txn: map[string]uint64{}, grouped: w.chance(0.3)}
+	return &replicas{w: w, docs: map[schema.ID]*document{}, in: map[ID][]*document{}, taken: map[schema.ID]*document{}, txn: map[string]uint64{}, grouped: w.chance(0.3)}
 }
 
 func (l *replicas) rowOf(k schema.Lane) *row {
@@ -194,7 +219,7 @@ func (l *replicas) insert(parts []part, ts []int, c *command) (int, string) {
 		if err != "" {
 			break
 		}
-		d := &document{c: p.c, lane: p.lane, n: p.n, ts: ts[i], at: len(l.oplog), born: len(l.oplog)}
+		d := &document{c: p.c, lane: p.lane, n: p.n, ts: ts[i], at: len(l.oplog), born: len(l.oplog), made: p.made}
 		l.docs[p.c.msg.ID] = d
 		l.place(d)
 		docs = append(docs, d)
@@ -233,7 +258,7 @@ func (l *replicas) adopt(p part, ts int, c *command) string {
 	}
 	old := *d
 	l.displace(d)
-	d.lane, d.n, d.ts, d.at = p.lane, p.n, ts, len(l.oplog)
+	d.lane, d.n, d.ts, d.at, d.made = p.lane, p.n, ts, len(l.oplog), l.w.made()
 	l.clock++
 	l.place(d)
 	l.commit(oplogEntry{docs: []*document{d}, told: []told{{d, p.lane, p.n, true}}, undo: func() {
@@ -278,7 +303,49 @@ func (l *replicas) deleteGuest(d *document) {
 	l.replicate(len(l.oplog))
 }
 
+// take is retention: it takes what is old enough, of what a majority has (simplified: a
+// majority has that at once). What is said at the type tops of package mongo is supposed:
+// nothing is under way, or in doubt, for longer than a quarter of it.
+func (l *replicas) take() bool {
+	w := l.w
+	for _, c := range l.commands {
+		if w.step-c.sent > w.retention/4 {
+			return false
+		}
+	}
+	for _, n := range w.nodes {
+		if a := &n.adopter.m; n.alive && a.doubt && since(w.now, a.fresh) > w.fresh() {
+			return false
+		}
+		for _, x := range n.writers {
+			if n.alive && len(x.m.batch) > 0 && !x.m.began.IsZero() && since(w.now, x.m.began) > w.fresh() {
+				return false
+			}
+		}
+	}
+	did := false
+	for _, r := range l.rows {
+		for _, d := range slices.Clone(l.in[r.id]) {
+			if w.rounds && d == l.last(r.id, len(l.oplog)) && d.n > r.top(l.majority) {
+				continue
+			}
+			if d.at < l.majority && w.step-d.made > w.retention {
+				w.trace("retention takes %v", d)
+				l.remove(d)
+				l.taken[d.c.msg.ID] = d
+				did = true
+			}
+		}
+	}
+	if did {
+		l.commit(oplogEntry{undo: func() {}}, nil)
+		l.replicate(len(l.oplog))
+	}
+	return did
+}
+
 func (l *replicas) send(c *command) {
+	c.sent = l.w.step
 	l.commands = append(l.commands, c)
 	l.delay(c)
 }
@@ -301,16 +368,18 @@ func (l *replicas) run(c *command) bool {
 	switch c.state {
 	case "queued":
 		for _, x := range l.commands {
-			if x.sess == c.sess && x.state == "running" {
+			if x.sess == c.sess && x.state == "running" && c.kind != "behind" {
 				return false // one command of a driver session at a time
 			}
 		}
-		if l.txn[c.sess] > c.txn && l.w.on("txn") {
-			l.w.trace("%v is refused: 225", c)
-			l.gone(c)
-			return true
+		if c.kind != "behind" { // an aggregation has no transaction number
+			if l.txn[c.sess] > c.txn && l.w.on("txn") {
+				l.w.trace("%v is refused: 225", c)
+				l.gone(c)
+				return true
+			}
+			l.txn[c.sess] = max(l.txn[c.sess], c.txn)
 		}
-		l.txn[c.sess] = max(l.txn[c.sess], c.txn)
 		for len(c.ts) < len(c.parts) { // stamped when the execution starts
 			if c.kind != "adopt" { // $$CLUSTER_TIME does not tick
 				l.clock++
@@ -346,6 +415,21 @@ func (l *replicas) execute(c *command) {
 		var done int
 		done, err = l.insert(c.parts[c.i:c.i+k], c.ts[c.i:], c)
 		c.i += done
+	case "behind":
+		p.n = 1
+		last, r := l.last(p.lane, len(l.oplog)), l.rowOf(p.lane.Number())
+		if last != nil {
+			p.n = last.n + 1
+		}
+		if r != nil && l.w.on("top-behind") {
+			p.n = max(p.n, r.top(len(l.oplog))+1)
+		}
+		p.made = l.w.step
+		if r != nil && r.retired < 0 && (last == nil || last.c.stop != End) {
+			l.clock++ // stamped where it is inserted
+			_, err = l.insert([]part{p}, []int{l.clock}, nil)
+		}
+		c.i++
 	case "adopt":
 		if err = l.adopt(p, c.ts[c.i], c); err == "" {
 			c.i++
@@ -360,6 +444,12 @@ func (l *replicas) execute(c *command) {
 		l.commit(oplogEntry{undo: func() {
 			l.rows = slices.DeleteFunc(l.rows, func(x *row) bool { return x == r })
 		}}, c)
+		c.i++
+	case "top":
+		if r := l.rowOf(p.lane.Number()); r != nil && r.top(len(l.oplog)) < p.n {
+			r.tops = append(r.tops, kept{len(l.oplog), p.n})
+			l.commit(oplogEntry{undo: func() { r.tops = r.tops[:len(r.tops)-1] }}, c)
+		}
 		c.i++
 	case "retire":
 		if r := l.rowOf(p.lane.Number()); r != nil && r.retired < 0 {
@@ -424,7 +514,7 @@ func (l *replicas) stepDown() {
 				l.gone(c)
 			}
 		case c.state == "answered":
-		case l.w.chance(0.3) && c.who.pending == c: // the driver tries once more, under the same number
+		case c.kind != "behind" && l.w.chance(0.3) && c.who.pending == c: // the driver tries once more, under the same number
 			c.state, c.err, c.need = "queued", "", 0
 			c.i = l.landed(c)
 			if c.i == len(c.parts) {
@@ -449,6 +539,9 @@ func (l *replicas) landed(c *command) int {
 		case "adopt":
 			d := l.docs[p.guest]
 			there = d != nil && d.lane == p.lane && d.n == p.n
+		case "top":
+			r := l.rowOf(p.lane.Number())
+			there = r != nil && r.top(len(l.oplog)) >= p.n
 		case "lane":
 			r := l.rowOf(p.row.id.Number())
 			there = r != nil && r.id == p.row.id

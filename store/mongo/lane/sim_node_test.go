@@ -128,12 +128,14 @@ func (x *simStop) act() (did, done bool) {
 	case Look:
 		at := w.log.read(x.sender)
 		last, own := w.docAt(w.log.last(a.Lane, at)), (*Doc)(nil)
-		if d := w.log.docs[a.ID]; !a.ID.IsZero() && d != nil && d.at < at {
+		if d := w.log.docs[a.ID]; d != nil && d.at < at {
 			own = w.docAt(d)
 		}
-		x.reads(func() { x.m.Looked(last, own) })
-	case Put:
-		x.send("insert", []part{{c: w.stopper(a.ID, a.Kind), lane: a.Lane, n: a.N}}, func(_ int, err string) { x.m.Wrote(outcome(err)) })
+		r := w.log.rowOf(a.Lane.Number())
+		retired := r != nil && r.retiredAt(at)
+		x.reads(func() { x.m.Looked(last, own, retired) })
+	case PutBehind:
+		x.put(a)
 	case Retire:
 		x.send("retire", []part{{lane: a.Lane}}, func(_ int, err string) {
 			if err == "" {
@@ -144,6 +146,28 @@ func (x *simStop) act() (did, done bool) {
 		return true, true
 	}
 	return true, false
+}
+
+// put sends the stopper: the primary finds the place and inserts, in one command. Where
+// that rule is off, the place is what the primary shows (mostly; what the one before it
+// had, it does not show any more), and the stopper goes to whoever is primary then.
+func (x *simStop) put(a Action) {
+	l := x.node.w.log
+	p := part{c: x.node.w.stopper(a.ID, a.Kind), lane: a.Lane}
+	reply := func(_ int, err string) { x.m.Wrote(outcome(err)) }
+	if x.node.w.on("put-behind") {
+		x.send("behind", []part{p}, reply)
+		return
+	}
+	p.n, p.made = 1, x.node.w.step
+	if d := l.last(a.Lane, len(l.oplog)); d != nil {
+		if d.c.stop == End {
+			x.later = func() { x.m.Wrote(Acknowledged) }
+			return
+		}
+		p.n = d.n + 1
+	}
+	x.reads(func() { x.send("insert", []part{p}, reply) })
 }
 
 // docAt is what a look shows of a document.
@@ -160,10 +184,11 @@ type simOpening struct {
 	m      *Opening
 	node   schema.ID
 	adopts bool
+	began  time.Time
 }
 
 func (n *node) newOpening(s *sender, adopts bool) *simOpening {
-	o := &simOpening{sender: s, m: NewOpening(n.id, n.w.newKey), node: n.id, adopts: adopts}
+	o := &simOpening{sender: s, m: NewOpening(n.id, n.w.newKey), node: n.id, adopts: adopts, began: n.w.now}
 	o.m.off = n.w.off.rules
 	return o
 }
@@ -215,12 +240,16 @@ type simWriter struct {
 	stop *simStop
 	done bool
 	ever bool // it had a lane
+
+	keptIn ID // what the node's rounds have stored
+	kept   uint64
 }
 
 func (n *node) newWriter(name string) *simWriter {
 	w := n.w
 	x := &simWriter{sender: &sender{node: n, name: name}, m: NewWriter(Options{
 		Hold: w.hold, Batch: 3, BatchBytes: 1 << 20, MaxPayload: 100, MaxSize: 1 << 20, NewID: w.newID,
+		Fresh: w.fresh(),
 	})}
 	x.m.off = w.off.rules
 	x.open = n.newOpening(x.sender, false)
@@ -233,7 +262,7 @@ func (x *simWriter) act() bool {
 		did, a := x.open.act()
 		switch {
 		case a.Do == Done:
-			x.m.Opened(a.Lane, x.open.node)
+			x.m.Opened(a.Lane, x.open.node, x.open.began)
 			n.w.trace("%s has lane %d", x.name, a.Lane.Number())
 			x.open, x.ever = nil, true
 		case a.Do == Failed && !x.ever:
@@ -299,7 +328,7 @@ func (x *simWriter) carry(a Action) bool {
 	case Insert:
 		parts := make([]part, x.m.Len())
 		for i := range parts {
-			parts[i] = part{c: w.copies[x.m.Message(i)], lane: a.Lane, n: a.N + uint64(i)}
+			parts[i] = part{c: w.copies[x.m.Message(i)], lane: a.Lane, n: a.N + uint64(i), made: w.made()}
 		}
 		x.send("insert", parts, func(done int, err string) {
 			v := verdictOf(done, err)
@@ -310,7 +339,7 @@ func (x *simWriter) carry(a Action) bool {
 			x.m.Wrote(v, uint64(ts))
 		})
 	case Put:
-		x.send("insert", []part{{c: w.stopper(a.ID, a.Kind), lane: a.Lane, n: a.N}}, func(done int, err string) { x.m.Stopped(verdictOf(done, err)) })
+		x.send("insert", []part{{c: w.stopper(a.ID, a.Kind), lane: a.Lane, n: a.N, made: w.step}}, func(done int, err string) { x.m.Stopped(verdictOf(done, err)) })
 	case Look:
 		if x.fails() {
 			x.later = x.m.LookFailed
@@ -384,6 +413,9 @@ type node struct {
 	keeps   bool
 
 	writers []*simWriter
+	tops    *sender // of the rounds
+	turn    int     // of the last one
+	todo    []func()
 	adopter *simAdopter
 	keeper  *simStop
 	ends    []*row
@@ -403,7 +435,9 @@ func (w *world) startNode() {
 	}
 	n.adopter = &simAdopter{sender: &sender{node: n, name: n.name + "a"}}
 	n.adopter.m.off = w.off.rules
+	n.adopter.m.Fresh = w.fresh()
 	n.tails = []*simTail{newSimTail(n)}
+	n.tops = &sender{node: n, name: n.name + "k"}
 	w.nodes = append(w.nodes, n)
 	w.trace("node %s starts", n.name)
 }
@@ -457,9 +491,9 @@ func (n *node) part(i int) bool {
 // control is what the broker does by itself: reads sockets, hears of claims,
 // releases, beats, closes.
 func (n *node) control() bool {
-	i := n.w.rng.IntN(5)
+	i := n.w.rng.IntN(6)
 	did := false
-	for k := range 5 {
+	for k := range 6 {
 		if n.w.calm || k == i {
 			did = n.chore(k) || did
 		}
@@ -477,8 +511,51 @@ func (n *node) chore(i int) bool {
 		return n.release()
 	case 3:
 		return n.pulse()
+	case 4:
+		return n.keepTops()
 	}
 	return n.end()
+}
+
+// keepTops makes rounds (the type tops of package mongo).
+func (n *node) keepTops() bool {
+	w := n.w
+	if w.retention == 0 || !w.on("rounds") {
+		return false
+	}
+	if did, busy := n.tops.step(); busy {
+		return did
+	}
+	if len(n.todo) > 0 {
+		n.todo[0]()
+		n.todo = n.todo[1:]
+		return true
+	}
+	if w.step-n.turn < w.retention/16 {
+		return false
+	}
+	n.turn = w.step
+	for _, x := range n.writers {
+		if id, k := x.m.Last(); id != 0 && k > 0 && (id != x.keptIn || k != x.kept) {
+			n.todo = append(n.todo, func() {
+				n.tops.send("top", []part{{lane: id, n: k}}, func(_ int, err string) {
+					if err == "" {
+						x.keptIn, x.kept = id, k
+					}
+				})
+			})
+		}
+	}
+	if n.keeps {
+		at := w.log.read(n.tops)
+		for _, r := range w.log.seen(at) {
+			if d := w.log.last(r.id, at); d != nil && !r.retiredAt(at) && d.n > r.top(at) {
+				k := d.n
+				n.todo = append(n.todo, func() { n.tops.send("top", []part{{lane: r.id, n: k}}, func(int, string) {}) })
+			}
+		}
+	}
+	return false
 }
 
 // read takes what a connection has sent and appends it.
@@ -531,6 +608,9 @@ func (n *node) answered(c *conn, m *copyOf, a store.Appended) {
 	switch a.Outcome {
 	case store.Stored:
 		d := w.log.docs[m.msg.ID]
+		if d == nil {
+			d = w.log.taken[m.msg.ID]
+		}
 		must(d != nil && d.at < w.log.majority, "%v is acknowledged, and no majority has it", m)
 		must(schema.Mark{Lane: d.lane.Number(), N: d.n} == a.Mark && m.msg.Mark == a.Mark, "%v is acknowledged at %v", d, a.Mark)
 		m.stored = true

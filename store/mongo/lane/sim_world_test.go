@@ -66,6 +66,9 @@ type world struct {
 	lossy  float64 // how often a stream is lost
 	lanes  float64 // how often a stream is not there yet
 	wait   float64 // how often a claim waits no longer
+	// retention is after how many steps documents are taken; 0: never.
+	retention int
+	rounds    bool // somebody makes a round before a document is taken
 
 	log      *replicas
 	nodes    []*node
@@ -99,6 +102,8 @@ func newWorld(seed uint64, off without) *world {
 	w.lossy = pick(w, 0.03, 0.3)
 	w.lanes = pick(w, 0.3, 0.3, 1)
 	w.wait = 0.4
+	w.retention = pick(w, 0, 0, 60, 100)
+	w.rounds = w.chance(0.7)
 	if off.kind != nil {
 		off.kind(w)
 	}
@@ -135,6 +140,35 @@ func (w *world) newID() schema.ID {
 	var id schema.ID
 	binary.BigEndian.PutUint64(id[4:], w.ids)
 	return id
+}
+
+// settleFresh: at rest nothing is taken any more, for time goes faster than the machines.
+// What was stale stays so.
+func settleFresh(now time.Time, of *time.Duration, at *time.Time) {
+	if *of == 0 {
+		return
+	}
+	stale := since(now, *at) > *of
+	*of, *at = time.Hour, now
+	if stale {
+		*at = time.Time{}
+	}
+}
+
+// fresh is what the machines are told of it.
+func (w *world) fresh() time.Duration {
+	if w.calm {
+		return 0
+	}
+	return time.Duration(w.retention/4) * simTick
+}
+
+// made is when a document says that it was made: not before half of the retention.
+func (w *world) made() int {
+	if w.retention == 0 {
+		return w.step
+	}
+	return w.step - w.rng.IntN(w.retention/2)
 }
 
 func (w *world) newKey() uint32 { return w.rng.Uint32() }
@@ -211,6 +245,12 @@ func (w *world) settle() {
 	w.calm = true
 	w.trace("faults stop")
 	for _, n := range w.nodes {
+		settleFresh(w.now, &n.adopter.m.Fresh, &n.adopter.m.fresh)
+		for _, x := range n.writers {
+			settleFresh(w.now, &x.m.o.Fresh, &x.m.fresh)
+		}
+	}
+	for _, n := range w.nodes {
 		if n.paused {
 			w.wake(n)
 		}
@@ -255,7 +295,7 @@ func (w *world) settle() {
 }
 
 func (n *node) senders() []*sender {
-	list := []*sender{n.adopter.sender}
+	list := []*sender{n.adopter.sender, n.tops}
 	for _, x := range n.writers {
 		list = append(list, x.sender)
 	}
@@ -286,6 +326,8 @@ func (w *world) pickStep(x float64) bool {
 		return len(w.hosts) > 0 && w.hosts[w.rng.IntN(len(w.hosts))].act()
 	case x < 0.96+w.wild:
 		w.hurt()
+	case x > 0.99:
+		return w.retention > 0 && w.log.take()
 	default:
 		return false
 	}
@@ -417,6 +459,9 @@ func (p *publisher) act() bool {
 	if len(p.out) < 3 && !w.calm {
 		p.seq++
 		p.out = append(p.out, outMessage{seq: p.seq, qos: pick(w, 1, 2), bad: w.chance(0.03)})
+		if w.retention > 0 { // an id that was taken is not known any more
+			p.out[len(p.out)-1].qos = 1
+		}
 		p.send(&p.out[len(p.out)-1])
 		return true
 	}

@@ -10,9 +10,24 @@ import (
 // that place or above fails from then on. An End retires the lane: when a majority
 // has it, the lane is marked.
 //
-// Look asks for the last document of the lane and, when Action.ID is set, for the
-// stopper of that id (Looked); Put to insert it (Put), Retire to mark the lane, with
-// Action.N as its last n (Retired).
+// PutBehind asks for one command that inserts the stopper Action.ID behind the last
+// document of the lane as the primary has it at that moment, and does nothing where
+// that is an `end`, or the lane is retired (Wrote). Look asks for the last document of
+// the lane, the stopper of Action.ID, and whether the lane is retired, as a majority
+// has it (Looked); Retire to mark the lane, with Action.N as its last n (Retired).
+//
+// The last document is the primary's own, not a majority's: a writer that is busy has
+// its next batch on the primary before anybody can know that a majority has the one
+// before, so that the place behind what a majority has is always taken. The stopper
+// lies in the oplog behind what it was put behind. A majority that has it has all of
+// that, and a rollback that takes any of that takes the stopper with it.
+//
+// It is one command, since a place that was looked up may be used only by the server
+// that was looked at. A primary that is being deposed shows what no majority will
+// ever have; a stopper that was sent from there to its successor, at the place that
+// was seen, would leave a hole in the lane, be acknowledged, and have the tails pass
+// by what still comes in below it. Who finds the place and inserts in one goes down
+// with its primary, or stands with it.
 type Stop struct {
 	off   rule
 	id    schema.ID
@@ -20,18 +35,17 @@ type Stop struct {
 	kind  string
 	n     uint64
 	do    Do
-	tried bool
+	acked bool // the last attempt was
 	rest  bool
 	pause time.Duration
 }
 
 // NewStop begins a stopper of a kind. id is its document's.
 func NewStop(id schema.ID, l ID, kind string) *Stop {
-	return &Stop{id: id, lane: l, kind: kind, do: Look, pause: firstRest}
+	return &Stop{id: id, lane: l, kind: kind, do: PutBehind, pause: firstRest}
 }
 
-// Next tells what to do. Done: the stopper stands at Action.N, or the lane needs
-// none any more.
+// Next tells what to do. Done: the stopper stands, or the lane needs none any more.
 func (s *Stop) Next() Action {
 	if s.rest {
 		s.rest = false
@@ -39,21 +53,28 @@ func (s *Stop) Next() Action {
 		s.pause = backoff(d)
 		return Action{Do: Rest, Rest: d}
 	}
-	a := Action{Do: s.do, Lane: s.lane, N: s.n, Kind: s.kind}
-	if s.do == Look && s.kind == End && s.off&ruleEndFirst != 0 {
+	if s.do == PutBehind && s.kind == End && s.off&ruleEndFirst != 0 {
 		s.do = Retire
-		a.Do = Retire
 	}
-	if s.do != Look || s.tried {
-		a.ID = s.id
+	return Action{Do: s.do, Lane: s.lane, N: s.n, ID: s.id, Kind: s.kind}
+}
+
+// Wrote tells what came of the attempt to insert the stopper. Acknowledged says only
+// that the command was: where the stopper stands, if it does, the look tells.
+func (s *Stop) Wrote(out Outcome) {
+	if out == InDoubt && s.kind == End && s.off&ruleEndMajority != 0 {
+		s.stands()
+		return
 	}
-	return a
+	// A duplicate: somebody was quicker at that place, or an attempt before has gone in
+	// and no majority has it yet.
+	s.acked = out == Acknowledged
+	s.do, s.rest = Look, !s.acked
 }
 
 // Looked gives the last document of the lane and the stopper of Action.ID, as a
-// majority read shows them; nil: there is none.
-func (s *Stop) Looked(last, own *Doc) {
-	s.n = 1
+// majority read shows them (nil: there is none), and whether the lane is retired.
+func (s *Stop) Looked(last, own *Doc, retired bool) {
 	switch {
 	case own != nil && own.Lane == s.lane && s.off&ruleOwnStopper == 0:
 		// It stands, and somebody may have gone on behind it.
@@ -62,11 +83,11 @@ func (s *Stop) Looked(last, own *Doc) {
 	case last != nil && (last.Stop == End || last.ID == s.id):
 		s.n = last.N
 		s.stands()
+	case retired:
+		s.do = Done
 	default:
-		if last != nil {
-			s.n = last.N + 1
-		}
-		s.do = Put
+		// Behind an `end` that no majority has yet nothing was inserted: it is waited for.
+		s.do, s.rest = PutBehind, s.acked
 	}
 }
 
@@ -76,17 +97,6 @@ func (s *Stop) stands() {
 	if s.kind == End {
 		s.do = Retire
 	}
-}
-
-// Wrote tells what came of the attempt to insert the stopper.
-func (s *Stop) Wrote(out Outcome) {
-	if out == Acknowledged || out == InDoubt && s.kind == End && s.off&ruleEndMajority != 0 {
-		s.stands()
-		return
-	}
-	// A duplicate: something is there that the majority may not show yet. A doubt:
-	// the look tells.
-	s.do, s.rest, s.tried = Look, true, true
 }
 
 // Retired: the lane is marked.

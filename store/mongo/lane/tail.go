@@ -84,6 +84,8 @@ func (t *Tail) Give(m schema.Mark) schema.Cursor {
 type PassLane struct {
 	Number  schema.Lane
 	Retired bool
+	// Top is up to where all in it was settled, whether it is still there or not.
+	Top uint64
 }
 
 // EndPass: all that the snapshot has behind H was given; the tail stands exactly at
@@ -91,7 +93,12 @@ type PassLane struct {
 func (t *Tail) EndPass(lanes []PassLane) bool {
 	h := t.h.Clone()
 	for _, l := range lanes {
-		h.Advance(schema.Mark{Lane: l.Number})
+		// What lies up to its top and was not found, retention has taken: nothing is to be
+		// waited for, and cursors that have passed it are covered.
+		if !t.on(rulePassTop) {
+			l.Top = 0
+		}
+		h.Advance(schema.Mark{Lane: l.Number, N: l.Top})
 	}
 	for _, l := range lanes {
 		// `retired` is set after a majority had the `end`: this snapshot had all of

@@ -19,6 +19,9 @@ type Options struct {
 	MaxSize int
 	// NewID makes the id of a stopper.
 	NewID func() schema.ID
+	// Fresh is a quarter of the retention; 0: nothing is ever taken. A document is there
+	// for twice as long after it was sent.
+	Fresh time.Duration
 }
 
 // Env is what a Writer cannot know by itself, at the moment of Next.
@@ -74,6 +77,10 @@ type Writer struct {
 	began  time.Time
 	giving schema.ID // giving up: the id of the stopper
 
+	sent  time.Time // when the last batch was
+	fresh time.Time // when that was sent which has stored the newest document, or the lane
+	left  ID        // a lane that is not used any more, to be retired; 0: none
+
 	// doubts counts what makes a publisher's place here doubtful; verified holds
 	// those that were looked up since.
 	doubts   uint64
@@ -104,6 +111,9 @@ func (w *Writer) on(r rule) bool { return w.off&r == 0 }
 
 // Lane gives the lane that is open; 0: none.
 func (w *Writer) Lane() ID { return w.lane }
+
+// Last gives the lane that is open, and up to where all in it is settled.
+func (w *Writer) Last() (ID, uint64) { return w.lane, w.next - min(1, w.next) }
 
 // Node gives the name under which the lane was opened.
 func (w *Writer) Node() schema.ID { return w.node }
@@ -181,6 +191,10 @@ func (w *Writer) decide(e *Env) (Action, bool) {
 		return Action{Do: Refresh}, true
 	case atLane:
 		w.own(e)
+		if l := w.left; l != 0 {
+			w.left = 0
+			return Action{Do: Retire, Lane: l}, true
+		}
 	case atOpen:
 		return Action{Do: Open}, true
 	case atTake:
@@ -235,6 +249,9 @@ func (w *Writer) own(e *Env) {
 		w.lane = 0
 		w.doubts++
 	}
+	if w.lane != 0 && w.stale() {
+		w.lane, w.left = 0, w.lane
+	}
 	if w.lane != 0 {
 		w.stage = atTake
 		return
@@ -246,6 +263,15 @@ func (w *Writer) own(e *Env) {
 		w.doubts++
 	}
 	w.enter(atOpen)
+}
+
+// stale tells whether retention may take what stands in the lane before what is sent now
+// goes in: the newest document, so that others do not find the place behind it, and an
+// `end` or a stopper of theirs stops nothing (L7, L11); or a stopper of somebody else's
+// that stands at next, so that a message would go in below H. The writer opens another
+// lane instead.
+func (w *Writer) stale() bool {
+	return w.o.Fresh > 0 && since(w.now, w.fresh) > w.o.Fresh && w.on(ruleFresh)
 }
 
 // asks finds the publishers in the batch that were not verified since the last
@@ -305,11 +331,11 @@ func (w *Writer) verifiedAll() {
 // Refreshed: the write was acknowledged.
 func (w *Writer) Refreshed() { w.stage = atLane }
 
-// Opened: the writer has a lane, opened under the name of node. If this node has
-// another name by now, it opens another lane: claimers put their stoppers into the
+// Opened: the writer has a lane, opened under the name of node since began. If this node
+// has another name by now, it opens another lane: claimers put their stoppers into the
 // lanes of the name that owns the session.
-func (w *Writer) Opened(lane ID, node schema.ID) {
-	w.lane, w.node, w.next = lane, node, 1
+func (w *Writer) Opened(lane ID, node schema.ID, began time.Time) {
+	w.lane, w.node, w.next, w.fresh = lane, node, 1, began
 	if w.stage == atOpen {
 		w.stage = atLane
 	}

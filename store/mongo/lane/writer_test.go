@@ -15,7 +15,7 @@ func begun(o Options) *Writer {
 		o.Hold, o.MaxPayload, o.MaxSize = time.Minute, 1<<20, 2<<20
 	}
 	w := NewWriter(o)
-	w.Opened(NewID(1, 7), schema.ID{9})
+	w.Opened(NewID(1, 7), schema.ID{9}, time.Unix(0, 0))
 	return w
 }
 
@@ -99,6 +99,45 @@ func TestWriterGivesUp(t *testing.T) {
 	q.Queued = e.Now
 	w.Offer(q)
 	if a := w.Next(e); a.Do != Insert || a.N != 2 || w.Len() != 1 || w.Message(0) != q.Msgs[0] {
+		t.Fatalf("%+v", a)
+	}
+}
+
+// L7: nothing is sent behind a document that retention may take while that is under way:
+// the lane is retired, and what waits goes into another.
+func TestWriterLeavesALaneThatMayBeEmptied(t *testing.T) {
+	t.Parallel()
+	w, e := begun(Options{Fresh: time.Minute}), Env{Now: time.Unix(0, 0), Node: schema.ID{9}}
+	w.Opened(NewID(1, 7), schema.ID{9}, e.Now)
+	append1 := func() {
+		p := appendOf(&store.Publisher{}, 1)
+		p.Queued = e.Now
+		w.Offer(p)
+	}
+	for range 3 { // each is behind one that was just sent
+		e.Now = e.Now.Add(time.Minute)
+		append1()
+		if a := w.Next(e); a.Do != Insert || a.Lane.Number() != 1 {
+			t.Fatalf("%+v", a)
+		}
+		w.Wrote(Verdict{Stored: 1}, 0)
+		if a := w.Next(e); a.Do != Wait {
+			t.Fatalf("%+v", a)
+		}
+	}
+	if id, n := w.Last(); id != NewID(1, 7) || n != 3 {
+		t.Errorf("%v, %d", id, n)
+	}
+	e.Now = e.Now.Add(time.Minute + 1)
+	append1()
+	if a := w.Next(e); a.Do != Retire || a.Lane != NewID(1, 7) {
+		t.Fatalf("%+v", a)
+	}
+	if a := w.Next(e); a.Do != Open {
+		t.Fatalf("%+v", a)
+	}
+	w.Opened(NewID(2, 8), schema.ID{9}, e.Now)
+	if a := w.Next(e); a.Do != Insert || a.Lane != NewID(2, 8) || a.N != 1 {
 		t.Fatalf("%+v", a)
 	}
 }
