@@ -39,6 +39,9 @@ const (
 	DoReplay
 	// DoWaitFor asks for a Pump once the hub has passed Place.
 	DoWaitFor
+	// DoWalk asks for a Walk when others have had their turn with what the caller
+	// holds: retained runs have looked at enough topics for once.
+	DoWalk
 	// DoJoin makes the session a member of Group, or tells that its options have
 	// changed: OfferShared. DoPart ends that.
 	DoJoin

@@ -31,5 +31,10 @@
 //
 // Invariant: nothing here grows without bound: the flight by the window, the
 // queue and the buffer by Options.Queue, appends by Options.ReceiveMaximum,
-// the line by the flight plus the queue.
+// the line by the flight plus the queue and the runs that end.
+//
+// Invariant: what one input costs follows the messages that it moves, and not what there
+// is to look at: retained runs look at a bounded number of topics and then ask for a
+// Walk; those that wait are not looked at; and many wildcard filters are matched by the
+// levels of the topic.
 package session

@@ -698,6 +698,19 @@ func TestHole_R6_SavedBeforeTheQoSRises(t *testing.T) {
 	}, "m1 qos 0", "m1 qos 0, m1 qos 2 id 1", "save-rise")
 }
 
+// R6: the same, where a replacement does not raise the QoS, but has the highest one so far
+// hold for what has been passed at QoS 0 meanwhile.
+func TestHole_R6_SavedBeforeTheHighestHoldsLonger(t *testing.T) {
+	hole(t, func(p *play) string {
+		p.begin("a", 1)
+		p.subscribe("a", 0)
+		p.publish("a", "m1", 2)
+		p.subscribe("a", 0)
+		p.again()
+		return p.heard()
+	}, "m1 qos 0", "m1 qos 0, m1 qos 1 id 1", "save-rise")
+}
+
 // T6: the session has settled up to m3, and comes to a hub that stands at m1. It
 // offers m2 and m3 again.
 func TestHole_T6_HubBehindTheSession(t *testing.T) {
@@ -875,4 +888,24 @@ func TestHole_S3_LongestFree(t *testing.T) {
 		p.again()
 		return p.heard()
 	}, "m2 qos 1 id 2 dup", "", "longest-free")
+}
+
+// P3: PUBREC is being noted while a cursor is saved, and the records go after that: the
+// cursor alone says that the client has m1.
+func TestSavedWhileReceiving(t *testing.T) {
+	hole(t, func(p *play) string {
+		p.begin("a", 2)
+		p.publish("a", "m1", 2)
+		p.hold[DoWrite] = true
+		p.ack(Pubrec, 1)
+		p.save()
+		p.release(DoWrite)
+		o := p.s.Owner()
+		c, _ := p.m.Cursor("c", o.SID)
+		p.m.ForgetRecords("c", o.SID, c.Seq)
+		p.again()
+		return p.heard()
+	},
+		"m1 qos 2 id 1, PUBREL 1, PUBREL 1",
+		"m1 qos 2 id 1, PUBREL 1, m1 qos 2 id 1 dup", "save-receiving")
 }

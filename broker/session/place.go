@@ -20,12 +20,14 @@ const (
 	stepRecord                 // a message stands in a record
 	stepMerge                  // everything up to h had been offered
 	stepRunAt                  // a retained run has passed a topic
+	stepRunEnd                 // a retained run has passed its last topic
 )
 
 // follow lets after follow by one step, as soon as every record before it is
 // committed. Of messages in a row that need no record the last one of each lane
-// speaks for all, and of merges the last: so the line grows with the records that are
-// under way, and not with what passes behind them.
+// speaks for all, and of merges and of a run's topics the last: so the line grows with
+// the records that are under way and the runs that end, and not with what passes behind
+// them.
 func (s *Session) follow(st step) {
 	for i := len(s.line) - 1; i >= 0 && s.line[i].kind == st.kind; i-- {
 		switch {
@@ -35,6 +37,12 @@ func (s *Session) follow(st step) {
 		case st.kind == stepMark && s.line[i].mark.Lane == st.mark.Lane:
 			s.line[i].mark = st.mark
 			return
+		case st.kind == stepRunAt && s.line[i].run == st.run:
+			s.line[i].next = st.next
+			return
+		}
+		if st.kind >= stepRunAt {
+			break // runs go one after the other: what is not the last stands for another
 		}
 	}
 	s.line = append(s.line, st)
@@ -65,9 +73,9 @@ func (s *Session) drainLine() {
 			s.after.Advance(st.mark)
 		case stepMerge:
 			s.after.Merge(st.h)
-		case stepRunAt:
-			if st.sub.Run == st.run {
-				st.sub.safe, s.runsDirty = st.next, true
+		case stepRunAt, stepRunEnd:
+			if st.sub.Run == st.run { // else it was replaced
+				s.passRun(st)
 			}
 		}
 		*st = step{}

@@ -256,6 +256,8 @@ func (st *play) carry(a Action) {
 	case DoReplay:
 		st.reading = true
 		st.replays++
+	case DoWalk:
+		s.Walk()
 	case DoWaitFor:
 		st.places = append(st.places, a.Place)
 		st.passed()

@@ -27,6 +27,8 @@ type inbound struct {
 	id     schema.ID
 	stored bool // the entry is committed
 	used   bool // counts against the quota of this connection
+	// releasing: DeleteInbound is under way for a PUBREL.
+	releasing bool
 }
 
 func (s *Session) putInbound(id uint16, in *inbound) {
@@ -222,6 +224,11 @@ func (s *Session) release2(id uint16, in *inbound) {
 // stands for a new message [MQTT-4.3.3-12]. Acknowledgements bear the identifier
 // of what they answer [MQTT-2.2.1-5].
 //
+// One write is under way for an identifier, however often PUBREL comes meanwhile, and
+// one PUBCOMP answers all of them: it comes behind each, and says the same of each. A
+// second one would meet a client that gives the identifier to its next message, whose
+// own PUBREL is not sent yet.
+//
 // An identifier that is not known has been released before: PUBREL follows a PUBREC,
 // and that a commit. The client lacks the PUBCOMP, and 0x92 would have it tell its
 // application of a failure.
@@ -241,6 +248,10 @@ func (s *Session) OnPubrel(id uint16) {
 		s.release2(id, in)
 		return
 	}
+	if in.releasing {
+		return // a repeated PUBREL: PUBCOMP is on its way
+	}
+	in.releasing = true
 	s.write(written{kind: wroteRelease, in: in, id: id}, store.DeleteInbound{Owner: s.o.Owner, PacketID: id})
 }
 

@@ -128,13 +128,13 @@ func (s *Session) Tick(h schema.Cursor) {
 		return
 	}
 	since := s.o.Now().Sub(s.lastSaved)
-	if since < 0 || (s.dirty || s.runsDirty) && since >= saveEvery || s.merged && since >= saveMergeEvery {
+	if since < 0 || s.Dirty() && since >= saveEvery || s.merged && since >= saveMergeEvery {
 		s.save()
 	}
 }
 
 // Dirty tells whether deliveries, acknowledgements or runs are not saved.
-func (s *Session) Dirty() bool { return s.dirty || s.runsDirty }
+func (s *Session) Dirty() bool { return s.dirty || s.runsMoved() }
 
 // Saved tells whether the stored cursor speaks for everything.
 func (s *Session) Saved() bool { return !s.Dirty() && !s.saving }
@@ -153,17 +153,8 @@ func (s *Session) save() {
 	if s.dropping == dropWanted {
 		s.dropping = dropUnderWay
 	}
-	moved := s.runsDirty
-	s.dirty, s.merged, s.runsDirty, s.saving, s.unsaved, s.lastSaved = false, false, false, true, 0, s.o.Now()
-	if moved && s.on(ruleRunBeforeSave) {
-		// The place of a run goes first: a cursor whose seq lies beyond its
-		// records would hide them from the claimer (S24).
-		for _, sub := range s.runs {
-			if sub.stored {
-				s.storeSubscription(sub)
-			}
-		}
-	}
+	s.dirty, s.merged, s.saving, s.unsaved, s.lastSaved = false, false, true, 0, s.o.Now()
+	s.storeRuns()
 	c := schema.SessionCursor{After: s.after.Clone(), Seq: s.rseq, Flight: make([]schema.Flight, 0, s.win.len())}
 	for _, e := range s.win.flight {
 		// What else a clean session has in flight ends with it.

@@ -92,23 +92,24 @@ type Session struct {
 	unsent  int               // bytes of messages whose records are under way
 	paused  bool              // see Paused
 
-	subs      map[string]*subscription // without the shared ones
-	shared    map[string]*subscription // see share.go
-	sharing   bool                     // it has, or had, shared ones
-	wild      []*subscription          // those with wildcards
-	runs      []*subscription          // those with a retained run
-	filters   []string                 // of subs, in order; nil: not made yet
-	requests  []request                // SUBSCRIBE and UNSUBSCRIBE, one at a time
-	asking    bool                     // requests[0] waits for its turn (see ask), or DoHead is under way for it
-	asked     bool                     // DoHead is under way
-	inbound   map[uint16]*inbound
-	ingest    []incoming     // read, and waiting for an inbound entry
-	appends   fifo[incoming] // in the store, in order
-	read      uint64         // the client's messages so far
-	answered  uint64         // those that the store has answered: the first ones
-	writes    fifo[written]  // session writes under way, in order
-	used      int            // of the client's quota (ReceiveMaximum)
-	runsDirty bool
+	subs     map[string]*subscription // without the shared ones
+	shared   map[string]*subscription // see share.go
+	sharing  bool                     // it has, or had, shared ones
+	wild     wildcards                // those with wildcards
+	runs     *retainedRuns            // nil: no retained run is left to do
+	filters  []string                 // of subs, in order; nil: not made yet
+	requests []request                // SUBSCRIBE and UNSUBSCRIBE, one at a time
+	asking   bool                     // requests[0] waits for its turn (see ask), or DoHead is under way for it
+	asked    bool                     // DoHead is under way
+	inbound  map[uint16]*inbound
+	ingest   []incoming     // read, and waiting for an inbound entry
+	appends  fifo[incoming] // in the store, in order
+	read     uint64         // the client's messages so far
+	answered uint64         // those that the store has answered: the first ones
+	writes   fifo[written]  // session writes under way, in order
+	used     int            // of the client's quota (ReceiveMaximum)
+	looks    uint8          // calls of Retained.Next since the last Walk
+	walking  bool           // DoWalk is under way
 
 	dirty     bool // deliveries or acks since the last save
 	merged    bool // a merge since the last save
@@ -192,13 +193,9 @@ func (s *Session) Start() {
 	if len(s.subs) > 0 {
 		s.do(Action{Do: DoFilters, Filters: s.Filters()})
 	}
-	if len(s.runs) > 0 {
+	if s.runs != nil {
 		s.came = s.taken.Clone()
-	}
-	for _, sub := range s.runs {
-		place := sub.Run.Place.Clone()
-		place.Merge(s.came)
-		s.do(Action{Do: DoWaitFor, Place: place})
+		s.do(Action{Do: DoWaitFor, Place: s.runsPlace()})
 	}
 	s.join()
 	s.do(Action{Do: DoReplay})
@@ -252,6 +249,7 @@ func (s *Session) Subscriptions() int { return len(s.subs) + len(s.shared) }
 func (s *Session) Pump() {
 	for !s.closing && s.step() {
 	}
+	s.finishRuns()
 }
 
 // step does one thing towards the client; false: there is nothing to do.

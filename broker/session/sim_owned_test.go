@@ -286,7 +286,7 @@ func (o *owned) carry(a Action) {
 		l.queue = append(l.queue, appendItem{o: o, m: a.Message, done: func(x store.Appended) {
 			o.input(func(s *Session) { s.OnAppended(x) })
 		}})
-	case DoFilters, DoUnfilter, DoHead, DoLookup, DoReplay, DoWaitFor, DoEnd:
+	case DoFilters, DoUnfilter, DoHead, DoLookup, DoReplay, DoWaitFor, DoWalk, DoEnd:
 		o.later = append(o.later, a)
 	case DoClose:
 		w.trace("%s: %s/%d ends its connection: %s", n.name, o.client, o.epoch, a.Reason)
@@ -387,6 +387,8 @@ func (o *owned) carryLater() {
 		o.input(func(s *Session) { s.OnLookup(a.Refs, msgs) })
 	case DoReplay:
 		o.reading = true
+	case DoWalk:
+		o.input((*Session).Walk)
 	case DoWaitFor:
 		o.places = append(o.places, a.Place)
 	case DoEnd:

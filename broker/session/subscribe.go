@@ -11,6 +11,7 @@ import (
 type subscription struct {
 	schema.Subscription
 	stored bool
+	moved  bool // it stands in retainedRuns.moved
 	// safe is the place of the run that may be stored: it follows the records,
 	// as after does. Run.Next follows what was taken.
 	safe string
@@ -36,13 +37,14 @@ func (s *Session) setSubscription(sub *subscription) {
 	s.deleteSubscription(sub.Filter)
 	s.subs[sub.Filter], s.filters = sub, nil
 	if sub.Run != nil {
-		s.runs = append(s.runs, sub)
+		s.beginRun(sub)
 	}
 	if schema.Wildcard(sub.Filter) != "" {
-		s.wild = append(s.wild, sub)
+		s.wild.add(sub)
 	}
 }
 
+// deleteSubscription takes one out; sweepRuns is to follow.
 func (s *Session) deleteSubscription(filter string) bool {
 	if s.shared[filter] != nil {
 		delete(s.shared, filter)
@@ -55,7 +57,9 @@ func (s *Session) deleteSubscription(filter string) bool {
 	delete(s.subs, filter)
 	s.filters = nil
 	s.dropRun(old)
-	s.wild = slices.DeleteFunc(s.wild, func(o *subscription) bool { return o == old })
+	if schema.Wildcard(filter) != "" {
+		s.wild.remove(old)
+	}
 	return true
 }
 
@@ -121,8 +125,10 @@ func (s *Session) ask() {
 	// The hub matches the filters from before Head is read, so that nothing that
 	// commits after Head is processed without them.
 	var filters []string
+	known := map[string]bool{}
 	for i := range s.requests[0].subscribe {
-		if filter := s.requests[0].subscribe[i].Filter; !isShared(filter) {
+		if filter := s.requests[0].subscribe[i].Filter; !isShared(filter) && !known[filter] {
+			known[filter] = true
 			filters = append(filters, filter)
 		}
 	}
@@ -163,24 +169,33 @@ func (s *Session) OnHead(head schema.Cursor, err error) {
 		s.saving = false // one that is under way may say less
 		s.save()
 	}
+	// Each filter by itself, as if it had come in a SUBSCRIBE of its own [MQTT-3.8.4-5]:
+	// of several with the same one the last stands, in place of those before.
 	subs := make([]*subscription, len(r.subscribe))
-	docs := make([]schema.Subscription, len(r.subscribe))
 	for i := range r.subscribe {
 		subs[i] = s.subscribe(&r.subscribe[i], place)
-		docs[i] = subs[i].document(s)
+	}
+	subs = slices.DeleteFunc(subs, func(sub *subscription) bool { return s.subscribed(sub.Filter) != sub })
+	docs := make([]schema.Subscription, len(subs))
+	for i, sub := range subs {
+		docs[i] = sub.document(s)
+	}
+	if s.sweepRuns(); slices.ContainsFunc(subs, func(sub *subscription) bool { return sub.Run != nil }) {
+		s.do(Action{Do: DoWaitFor, Place: place})
 	}
 	s.write(written{kind: wroteSubscribe, subs: subs, id: r.id, codes: r.codes}, store.PutSubscriptions{Owner: s.o.Owner, Subscriptions: docs})
 	s.nextRequest()
 	s.drainIngest()
 }
 
-// rises tells whether a subscription is replaced by one of a higher QoS. Then the
-// cursor is saved before: what QoS 0 has passed left no record, and a replay from
-// an older vector would bring it again, at the higher QoS.
+// rises tells whether a subscription is replaced by one of a higher QoS, or by one of
+// which the highest QoS so far holds for longer than it did. Then the cursor is saved
+// before: what QoS 0 has passed left no record, and a replay from an older vector would
+// bring it again, at the higher QoS.
 func (s *Session) rises(subs []schema.Subscription) bool {
 	return slices.ContainsFunc(subs, func(want schema.Subscription) bool {
 		old := s.subs[want.Filter]
-		return old != nil && old.QoS < want.QoS
+		return old != nil && (old.QoS < want.QoS || old.Before != nil && old.QoS < old.Before.QoS)
 	})
 }
 
@@ -205,12 +220,32 @@ func (s *Session) subscribe(want *schema.Subscription, place schema.Cursor) *sub
 	_, shared := schema.CutShare(want.Filter)
 	// [MQTT-3.3.1-9, MQTT-3.3.1-10, MQTT-3.3.1-11] No retained messages for a shared
 	// subscription (section 4.8.2).
-	if !shared && (want.RetainHandling == 0 || want.RetainHandling == 1 && fresh) {
+	switch {
+	case shared:
+	case want.RetainHandling == 0 || want.RetainHandling == 1 && fresh:
 		sub.Run = &schema.Run{ID: s.o.NewID(now), Place: place}
-		s.do(Action{Do: DoWaitFor, Place: place})
+	case old != nil && old.Run != nil: // what the one before has asked for goes on
+		run := *old.Run
+		s.handOver(old, sub, &run)
 	}
 	s.setSubscription(sub)
 	return sub
+}
+
+// handOver lets the run of a subscription go on for the one that replaces it. What of it
+// is in the line counts for that: a cursor that is saved beyond its records would else
+// leave its place behind (S24).
+func (s *Session) handOver(old, sub *subscription, run *schema.Run) {
+	for i := range s.line {
+		st := &s.line[i]
+		if st.kind < stepRunAt || st.sub != old || st.run != old.Run {
+			continue
+		}
+		if st.sub, st.run = sub, run; st.kind == stepRunEnd { // it will come to its end again
+			st.kind, st.next = stepRunAt, run.Next
+		}
+	}
+	sub.Run, sub.safe = run, old.safe
 }
 
 // document gives the subscription as it is stored.
@@ -257,6 +292,7 @@ func (s *Session) unsubscribe(r request) {
 			s.do(Action{Do: DoPart, Group: f})
 		}
 	}
+	s.sweepRuns()
 	s.do(Action{Do: DoUnfilter, Filters: r.unsubscribe})
 	s.write(written{kind: wroteUnsubscribe, id: r.id, codes: codes}, store.DeleteSubscriptions{Owner: s.o.Owner, Filters: r.unsubscribe})
 }

@@ -25,7 +25,12 @@ func (s *Session) match(m *schema.Message) match {
 	if sub := s.subs[m.Topic]; sub != nil && schema.Wildcard(sub.Filter) == "" {
 		r.add(s, sub, m)
 	}
-	for _, sub := range s.wild {
+	if s.wild.many != nil {
+		s.wild.many.match(s, m, &r)
+		r.unique()
+		return r
+	}
+	for _, sub := range s.wild.few {
 		if schema.Match(sub.Filter, m.Topic) {
 			r.add(s, sub, m)
 		}
@@ -48,8 +53,17 @@ func (r *match) add(s *Session, sub *subscription, m *schema.Message) {
 		return
 	}
 	r.qos, r.ok, r.rap = max(r.qos, q), true, r.rap || sub.RetainAsPublished
-	if sub.Identifier != 0 && !slices.Contains(r.ids, sub.Identifier) {
+	// Of many, unique takes out what is there twice.
+	if sub.Identifier != 0 && (len(r.ids) > fewWildcards || !slices.Contains(r.ids, sub.Identifier)) {
 		r.ids = append(r.ids, sub.Identifier)
+	}
+}
+
+// unique leaves each identifier once, if there are so many that add has not.
+func (r *match) unique() {
+	if len(r.ids) > fewWildcards {
+		slices.Sort(r.ids)
+		r.ids = slices.Compact(r.ids)
 	}
 }
 

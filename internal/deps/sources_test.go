@@ -33,8 +33,8 @@ var manyNames = map[string]struct {
 	"wire":             {200, "it names every packet, property and reason code of the protocol"},
 	"schema":           {30, "it is the vocabulary: every recorded document and what one can ask of it"},
 	"store":            {58, "it is the whole contract in one place: interfaces, their values and their sentinel errors"},
-	"broker/session":   {62, "its interface is a type for each input and each action of the state machine"},
-	"store/mongo/lane": {54, "five state machines, and a name for each action and each outcome"},
+	"broker/session":   {63, "its interface is a type for each input and each action of the state machine"},
+	"store/mongo/lane": {55, "five state machines, and a name for each action and each outcome"},
 }
 
 // emptyNames say nothing about what is inside.
