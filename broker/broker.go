@@ -60,6 +60,7 @@ type Broker struct {
 	stored      atomic.Int64 // sessions in the store, as last counted
 	subscribed  atomic.Int64 // subscriptions in the store, as last counted
 	ready       chan struct{}
+	failed      atomic.Pointer[error] // why the broker cannot go on
 	troubleMu   sync.Mutex
 	troubleAt   map[string]time.Time
 }
@@ -100,18 +101,39 @@ func New(s store.Store, o Options) (*Broker, error) {
 
 // Run serves until ctx ends: then connections are told to go, sessions let go of
 // what they own, and Run returns when all that it started has ended. The store
-// must run for longer. It returns an error when the broker cannot go on.
+// must run for longer. It returns an error when the broker cannot go on: when the tail
+// of the log or the watch over the sessions has ended. Then the sessions let go as well
+// as they can, too.
+//
+// The end: sessions have DrainTimeout to let go, with all workers running. What is
+// under way in the store after that is given up. Nothing acknowledged is lost by it: an
+// acknowledgement leaves only when the store has answered, and what it has not answered
+// is sent again by the client, or found in the store by whoever claims the session next.
 func (b *Broker) Run(ctx context.Context) error {
 	defer b.kill()
-	g, gctx := errgroup.WithContext(ctx)
+	ctx, end := context.WithCancel(ctx)
+	defer end()
 	workers, stop := context.WithCancel(b.life)
 	defer stop()
 	var work errgroup.Group
-	work.Go(func() error { return b.runHub(workers) })
-	lost, err := b.start(gctx)
+	vital := func(run func() error) { // its failure is the broker's
+		work.Go(func() error {
+			err := run()
+			if err != nil {
+				b.failed.CompareAndSwap(nil, &err)
+				end()
+			}
+			return err
+		})
+	}
+	vital(func() error { return b.runHub(workers) })
+	lost, err := b.start(ctx)
 	if err != nil {
 		stop()
-		return errors.Join(err, work.Wait())
+		if failed := work.Wait(); failed != nil {
+			return failed // and err tells no more than that it could not go on
+		}
+		return err
 	}
 	b.runLanes(workers, &work)
 	work.Go(func() error { b.keeper.run(workers); return nil })
@@ -119,26 +141,19 @@ func (b *Broker) Run(ctx context.Context) error {
 	work.Go(func() error { b.tick(workers); return nil })
 	b.publishSys(1, 0)
 	work.Go(func() error { b.runSys(workers); return nil })
-	work.Go(func() error { return b.watch(workers, lost) })
+	vital(func() error { return b.watch(workers, lost) })
 	work.Go(func() error {
 		b.projection.run(workers, b.life, b.hub.H, func(err error) { b.storeTrouble("retained", "", err) })
 		return nil
 	})
 	close(b.ready)
-	failed := make(chan error, 1)
-	g.Go(func() error {
-		failed <- work.Wait()
-		return nil
-	})
-	select {
-	case <-ctx.Done():
-	case err = <-failed:
-		failed <- err
-	}
-	b.letGo()
+	<-ctx.Done()
+	drained, cancel := context.WithTimeout(b.life, b.o.DrainTimeout)
+	defer cancel()
+	b.letGo(drained)
 	stop()
-	_ = g.Wait()
-	err = errors.Join(err, <-failed)
+	context.AfterFunc(drained, b.kill) // a store that has no room answers nothing before
+	err = work.Wait()
 	b.kill()
 	b.tasks.wait()
 	return err
@@ -174,11 +189,9 @@ func (b *Broker) start(ctx context.Context) (store.Watch, error) {
 	return lost, b.projection.load(ctx, b.hub.Start())
 }
 
-// letGo ends all sessions in order.
-func (b *Broker) letGo() {
+// letGo ends all sessions in order, until the deadline.
+func (b *Broker) letGo(deadline context.Context) {
 	b.drain.Store(true)
-	deadline, cancel := context.WithTimeout(b.life, b.o.DrainTimeout)
-	defer cancel()
 	for {
 		all := b.roster.all(nil)
 		if len(all) == 0 {
@@ -186,7 +199,7 @@ func (b *Broker) letGo() {
 			return
 		}
 		for _, cl := range all {
-			cl.takeOver(session.ReasonShutdown)
+			cl.oust(session.ReasonShutdown)
 		}
 		for _, cl := range all {
 			select {
@@ -205,6 +218,9 @@ func (b *Broker) Ready(ctx context.Context) error {
 	case <-b.ready:
 	default:
 		return errors.New("broker: starting")
+	}
+	if failed := b.failed.Load(); failed != nil {
+		return *failed
 	}
 	if b.draining() {
 		return errors.New("broker: draining")
@@ -261,7 +277,7 @@ func (b *Broker) watch(ctx context.Context, w store.Watch) error {
 		for _, l := range lost {
 			if l.ClientID == "" {
 				for _, cl := range b.roster.all(nil) {
-					cl.takeOver(session.ReasonStore)
+					cl.oust(session.ReasonStore)
 				}
 				continue
 			}

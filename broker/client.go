@@ -164,9 +164,10 @@ func (cl *client) flushAppends() {
 	}
 	msgs, size := cl.appending, cl.appended
 	cl.appending, cl.appended = nil, 0
-	round := cl.b.ingest.add(size)
+	strict := cl.publisher.Strict
+	round := cl.b.ingest.add(size, strict)
 	cl.b.store.Append(cl.b.life, cl.publisher, msgs, func(answers []store.Appended) {
-		cl.b.ingest.done(size, round)
+		cl.b.ingest.done(size, strict, round)
 		cl.onAppended(answers)
 	})
 }
@@ -207,6 +208,8 @@ func (cl *client) carryLater(a *session.Action) {
 		})
 	case session.DoWaitFor:
 		cl.waitFor(a.Place)
+	case session.DoWalk:
+		cl.input((*session.Session).Walk)
 	case session.DoJoin:
 		cl.b.shares.join(cl, a.Group)
 	case session.DoPart:

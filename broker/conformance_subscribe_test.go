@@ -226,3 +226,51 @@ func TestAnswerTooLarge(t *testing.T) {
 		p.closed()
 	}
 }
+
+// TestSameFilterTwice: [MQTT-3.8.4-5] a SUBSCRIBE is handled as a sequence of SUBSCRIBE
+// packets, each filter by itself: what the first of two asks for is not taken back by the
+// second, and the second meets a subscription that exists [MQTT-3.3.1-10].
+func TestSameFilterTwice(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		handling [2]byte
+		retained bool
+	}{{[2]byte{0, 2}, true}, {[2]byte{2, 1}, false}, {[2]byte{1, 2}, true}, {[2]byte{2, 0}, true}, {[2]byte{2, 2}, false}} {
+		for _, apart := range []bool{false, true} {
+			h := memoryHouse(t, Options{})
+			pub := h.clean(wire.V5, "pub")
+			pub.write(wire.AppendPublish(nil, pub.v, &wire.Publish{Topic: "t", Payload: []byte("kept"), QoS: 1, PacketID: 1, Retain: true}))
+			pub.ack(wire.PUBACK, 1)
+			p := h.clean(wire.V5, "p")
+			filters := []wire.Filter{{Topic: "t", QoS: 0, RetainHandling: c.handling[0]}, {Topic: "t", QoS: 1, RetainHandling: c.handling[1]}}
+			if apart {
+				b := wire.AppendSubscribe(nil, p.v, &wire.Subscribe{PacketID: 1, Filters: filters[:1]})
+				p.write(wire.AppendSubscribe(b, p.v, &wire.Subscribe{PacketID: 2, Filters: filters[1:]}))
+			} else {
+				p.write(wire.AppendSubscribe(nil, p.v, &wire.Subscribe{PacketID: 1, Filters: filters}))
+			}
+			got, codes := []string{}, 0
+			for !slices.Contains(got, "live") || c.retained && !slices.Contains(got, "kept") {
+				switch pk := p.read().(type) {
+				case *wire.Suback:
+					if codes += len(pk.Codes); codes == 2 {
+						pub.publish("t", "live", 1, 2)
+					}
+				case *wire.Publish:
+					got = append(got, string(pk.Payload))
+					if string(pk.Payload) == "live" && pk.QoS != 1 {
+						t.Errorf("%v: QoS %d, want that of the second", c.handling, pk.QoS)
+					}
+				}
+			}
+			want := []string{"kept", "live"}
+			if !c.retained {
+				want = want[1:]
+			}
+			slices.Sort(got)
+			if !slices.Equal(got, want) {
+				t.Errorf("handling %v, apart %t: got %q, want %q", c.handling, apart, got, want)
+			}
+		}
+	}
+}

@@ -103,7 +103,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	if c.idle > 0 {
 		if now := time.Now(); now.Sub(c.armed) > c.idle/16 {
 			c.armed = now
-			if err := c.nc.SetReadDeadline(c.deadline(now)); err != nil {
+			if err := c.out.readBy(c.deadline(now)); err != nil {
 				return 0, err
 			}
 		}
@@ -132,7 +132,7 @@ func (c *conn) deadline(now time.Time) time.Time {
 func (c *conn) setIdle(d time.Duration) {
 	c.idle, c.armed, c.begun = d, time.Time{}, time.Time{}
 	if d == 0 {
-		_ = c.nc.SetReadDeadline(time.Time{})
+		_ = c.out.readBy(time.Time{})
 	}
 }
 
@@ -143,16 +143,18 @@ func (c *conn) run() {
 		err = c.readLoop()
 		c.b.m.connected(c.listener, c.version, -1)
 	}
-	if gone := c.conclude(err); !gone {
+	gone := c.conclude(err)
+	if c.cl != nil {
+		c.cl.detach() // at once: what is to be done of the session waits for no dead peer
+	}
+	if !gone {
 		c.linger()
 	}
 	_ = c.nc.Close()
-	if c.cl != nil {
-		c.cl.detach()
-	}
 }
 
-// readLoop takes packets until the connection ends.
+// readLoop takes packets until the connection ends, or the session has ended it: what
+// comes then is nobody's, and a peer that goes on sending is not served by it.
 func (c *conn) readLoop() error {
 	defer c.release()
 	for {
@@ -165,10 +167,16 @@ func (c *conn) readLoop() error {
 		if err := c.on(p); err != nil {
 			return err
 		}
-		if c.held >= readBatch {
-			c.release()
+		full, closing := c.out.state()
+		if closing {
+			return nil
 		}
-		c.out.wait()
+		if full || c.held >= readBatch {
+			c.release() // before the wait: what was read waits for nobody's reading
+		}
+		if full {
+			c.out.wait()
+		}
 	}
 }
 
@@ -318,9 +326,8 @@ func codeOf(why session.Reason) wire.ReasonCode {
 }
 
 func (c *conn) closing() bool {
-	c.out.mu.Lock()
-	defer c.out.mu.Unlock()
-	return c.out.closing
+	_, closing := c.out.state()
+	return closing
 }
 
 // setReason keeps the first reason.

@@ -15,6 +15,11 @@ import (
 	"rewindmq/wire"
 )
 
+// openTime bounds what comes between CONNECT and CONNACK: the wait for a former
+// connection, for the claim, for the wills that come before. The store may have no room,
+// and nobody reads meanwhile whether the peer is there still. It covers an election.
+const openTime = 20 * time.Second
+
 // errRefused ends a connection whose CONNECT was answered with a failure.
 var errRefused = errors.New("broker: CONNECT refused")
 
@@ -22,7 +27,7 @@ var errRefused = errors.New("broker: CONNECT refused")
 // the client has sent behind its CONNECT is looked at before [MQTT-3.1.4-6; 3.1.1:
 // 3.1.4-5].
 func (c *conn) connect() error {
-	p, err := c.reader.ReadPacket()
+	p, err := c.firstPacket()
 	if err != nil {
 		var bad *wire.Error
 		if errors.As(err, &bad) && c.reader.Version() != 0 {
@@ -48,7 +53,9 @@ func (c *conn) connect() error {
 		id = "auto-" + c.b.ids.Next(c.b.now()).String()
 		connack.AssignedClientID = id
 	}
-	claimed, err := c.claim(id, con)
+	ctx, cancel := context.WithTimeout(c.ctx, openTime)
+	defer cancel()
+	claimed, err := c.claim(ctx, id, con)
 	switch {
 	case errors.Is(err, errTakenOver):
 		return c.refuse(con.Version, wire.ServerBusy)
@@ -61,7 +68,15 @@ func (c *conn) connect() error {
 	c.agree(con, connack)
 	// [MQTT-3.2.2-2, MQTT-3.2.2-3] MQTT 3.1 has no such flag.
 	connack.SessionPresent = claimed.Present && con.Version != wire.V31
-	return c.open(con, connack, claimed)
+	return c.open(ctx, con, connack, claimed)
+}
+
+// firstPacket reads until the end of the broker at most: there is no session yet that
+// would end the connection.
+func (c *conn) firstPacket() (wire.Packet, error) {
+	stop := context.AfterFunc(c.ctx, func() { _ = c.nc.Close() })
+	defer stop()
+	return c.reader.ReadPacket()
 }
 
 // refuse answers CONNECT with a failure and ends the connection [MQTT-3.2.2-7,
@@ -140,9 +155,12 @@ func (b *Broker) tooLong(topic string) bool {
 // 3.1.2-4, 3.1.2-6], and keeps the will with it [MQTT-3.1.2-7]. No will, none
 // kept: [MQTT-3.1.2-12] of 3.1.1. A will of the connection before whose delay is
 // not over is dropped there [MQTT-3.1.3-9].
-func (c *conn) claim(id string, p *wire.Connect) (*store.Claimed, error) {
+//
+// A claim that has not been answered when ctx ends is finished as an orphan: what it has
+// found is in the store, with the wills that are due.
+func (c *conn) claim(ctx context.Context, id string, p *wire.Connect) (*store.Claimed, error) {
 	cl := c.b.newClient(id, c)
-	taken, err := c.b.roster.enter(c.ctx, cl)
+	taken, err := c.b.roster.enter(ctx, cl)
 	if err != nil {
 		return nil, err
 	}
@@ -156,10 +174,18 @@ func (c *conn) claim(id string, p *wire.Connect) (*store.Claimed, error) {
 	if claim.Will != nil && claim.Will.Delay > 0 {
 		c.delayed = claim.Will
 	}
-	claimed := c.b.claims.claim(c.b.life, claim)
+	what := cl.orphan(store.Release{})
+	claimed, late := c.b.claim(ctx, cl, claim, func(a store.Claimed) {
+		if a.Err == nil { // the will of a CONNECT that was refused is nobody's
+			what.how, what.will = store.Release{Owner: a.Owner, Normal: true}, nil
+		}
+		c.b.orphans.add(id, what)
+	})
 	if claimed.Err != nil {
-		c.b.orphans.add(id, cl.orphan(store.Release{})) // it may have been claimed all the same
-		cl.leave()
+		if !late {
+			c.b.orphans.add(id, what) // it may have been claimed all the same
+			cl.leave()
+		}
 		return nil, claimed.Err
 	}
 	c.cl = cl
@@ -206,11 +232,12 @@ func (c *conn) agree(p *wire.Connect, ack *wire.Connack) {
 
 // open starts the session on the connection. The wills that the claim has
 // decided are appended before CONNACK leaves: what the client publishes next
-// comes after them.
-func (c *conn) open(p *wire.Connect, ack *wire.Connack, claimed *store.Claimed) error {
+// comes after them. When that fails, or ctx ends before, they stay in the store and the
+// session is let go of: the keeper appends them, or the next claim does.
+func (c *conn) open(ctx context.Context, p *wire.Connect, ack *wire.Connack, claimed *store.Claimed) error {
 	b, cl := c.b, c.cl
 	o := b.sessionOptions(p, claimed.Owner, c.clientExpiry == 0)
-	begin, headErr := b.begin(c.ctx, claimed)
+	begin, headErr := b.begin(ctx, claimed)
 	o.Begin = begin
 	s, err := session.New(o, claimed)
 	if err != nil {
@@ -222,10 +249,9 @@ func (c *conn) open(p *wire.Connect, ack *wire.Connack, claimed *store.Claimed) 
 	cl.membership = b.hub.Join(cl)
 	cl.mu.Unlock()
 	c.out.drained = cl.drained
-	if err := errors.Join(headErr, b.keeper.publish(c.ctx, cl.id, claimed.Wills)); err != nil {
+	if err := errors.Join(headErr, b.keeper.publish(ctx, cl.id, claimed.Wills)); err != nil {
 		b.storeTrouble("open", cl.id, err)
-		cl.input(func(s *session.Session) { s.Close(session.ReasonStore) })
-		return errRefused
+		return c.unopened(wire.ServerUnavailable, false)
 	}
 	if !claimed.Present && b.full() { // one that is stored may always go on
 		return c.unopened(wire.QuotaExceeded, true)
@@ -240,7 +266,9 @@ func (c *conn) open(p *wire.Connect, ack *wire.Connack, claimed *store.Claimed) 
 	// gets another one.
 	opened := false
 	cl.input(func(s *session.Session) {
-		if cl.kicked != "" || s.Closing() {
+		// Invariant: who is opened was in the roster before the broker began to
+		// drain, and is asked to end with the others.
+		if cl.kicked != "" || s.Closing() || b.draining() {
 			return
 		}
 		opened, cl.opened, cl.welcomed = true, true, time.Now()
@@ -311,13 +339,19 @@ type claimCall struct {
 	answer chan store.Claimed
 }
 
-func (l claimLane) claim(ctx context.Context, c store.Claim) store.Claimed {
+// ask puts a claim into the lane. There is one answer, whoever waits for it.
+func (l claimLane) ask(c store.Claim) <-chan store.Claimed {
 	call := claimCall{claim: c, answer: make(chan store.Claimed, 1)}
 	if !l.put(call) {
-		return store.Claimed{Err: store.ErrClosed}
+		call.answer <- store.Claimed{Err: store.ErrClosed}
 	}
+	return call.answer
+}
+
+// claim asks, and waits for the answer until ctx ends.
+func (l claimLane) claim(ctx context.Context, c store.Claim) store.Claimed {
 	select {
-	case a := <-call.answer:
+	case a := <-l.ask(c):
 		return a
 	case <-ctx.Done():
 		return store.Claimed{Err: ctx.Err()}

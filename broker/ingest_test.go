@@ -3,9 +3,13 @@ package broker
 import (
 	"context"
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"rewindmq/store/embedded"
+	"rewindmq/wire"
 )
 
 // TestIngestBehind: behind waits for every call that was made before, not for later
@@ -29,14 +33,14 @@ func TestIngestBehind(t *testing.T) {
 		for range 3000 {
 			switch rng.IntN(4) {
 			case 0, 1:
-				open = append(open, call{next, i.add(1)})
+				open = append(open, call{next, i.add(1, false)})
 				next++
 			case 2:
 				if len(open) > 0 {
 					k := rng.IntN(len(open))
 					c := open[k]
 					open = append(open[:k], open[k+1:]...)
-					i.done(1, c.round)
+					i.done(1, false, c.round)
 					for _, w := range waiting {
 						delete(w.calls, c.at)
 					}
@@ -70,7 +74,7 @@ func TestIngestBehind(t *testing.T) {
 			}
 		}
 		for _, c := range open {
-			i.done(1, c.round)
+			i.done(1, false, c.round)
 		}
 		synctest.Wait()
 		for _, w := range waiting {
@@ -78,7 +82,7 @@ func TestIngestBehind(t *testing.T) {
 		}
 
 		// Calls that never end are not waited for for ever.
-		i.add(1)
+		i.add(1, false)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		begun := time.Now()
@@ -95,15 +99,15 @@ func TestIngestBehindLater(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		i := newIngest(1 << 20)
-		before := i.add(1)
+		before := i.add(1, false)
 		done := make(chan struct{})
 		go func() {
 			i.behind(t.Context())
 			close(done)
 		}()
 		synctest.Wait()
-		i.add(1) // never done
-		i.done(1, before)
+		i.add(1, false) // never done
+		i.done(1, false, before)
 		synctest.Wait()
 		select {
 		case <-done:
@@ -111,4 +115,92 @@ func TestIngestBehindLater(t *testing.T) {
 			t.Error("it waits for what came after")
 		}
 	})
+}
+
+// TestIngestKinds: what is held of strict publishers leaves a quarter for the others;
+// both together keep to the bound; neither kind is ever stopped by the other alone.
+func TestIngestKinds(t *testing.T) {
+	t.Parallel()
+	fill := func(i *ingest, size int64, strict bool) (bytes int64) {
+		for ; i.hasRoom(size, strict); bytes += size {
+			i.add(size, strict)
+		}
+		return bytes
+	}
+	i := newIngest(1000)
+	if n := fill(i, 10, true); n != 750 {
+		t.Errorf("%d bytes of strict publishers", n)
+	}
+	if n := fill(i, 10, false); n != 250 {
+		t.Errorf("%d bytes of the others behind them", n)
+	}
+	i = newIngest(1000)
+	if n := fill(i, 10, false); n != 1000 {
+		t.Errorf("%d bytes of the others", n)
+	}
+	if n := fill(i, 10, true); n != 10 {
+		t.Errorf("%d bytes of strict publishers behind them", n)
+	}
+	i = newIngest(1000)
+	fill(i, 10, true)
+	if n := fill(i, 900, false); n != 900 {
+		t.Errorf("%d bytes of a large one", n)
+	}
+}
+
+// TestIngestBelowReserve: the messages of a 3.1.1 client that wait for room on the disk
+// keep no MQTT 5 client from being told that there is none, nor from its PINGRESP; what
+// waits keeps to the bound, and is stored when there is room.
+func TestIngestBelowReserve(t *testing.T) {
+	t.Parallel()
+	var low atomic.Bool
+	s, err := embedded.Open(embedded.Options{Dir: t.TempDir(), Reserve: 200 << 20, FreeSpace: func(string) (uint64, uint64, error) {
+		if low.Load() {
+			return 190 << 20, 1 << 30, nil
+		}
+		return 900 << 20, 1 << 30, nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const limit, size, messages = 2 << 20, 100_000, 40
+	h := openHouse(t, s, Options{IngestBytes: limit})
+	p := h.clean(wire.V5, "v5")
+	publish := func(id uint16) wire.ReasonCode {
+		p.write(wire.AppendPublish(nil, p.v, &wire.Publish{Topic: "y", Payload: make([]byte, size), QoS: 1, PacketID: id}))
+		return expect[*wire.Ack](p).Code
+	}
+	low.Store(true)
+	h.until("run out of space", func() bool { return publish(1) == wire.QuotaExceeded })
+	old := h.clean(wire.V311, "v3")
+	sent := make(chan error, 1)
+	go func() {
+		for i := range messages {
+			if _, err := old.nc.Write(wire.AppendPublish(nil, old.v, &wire.Publish{Topic: "y", Payload: make([]byte, size), QoS: 1, PacketID: uint16(i + 1)})); err != nil {
+				sent <- err
+				return
+			}
+		}
+		sent <- nil
+	}()
+	h.until("fill what held messages may take", func() bool { return !h.b.ingest.hasRoom(size+1000, true) })
+	for id := range uint16(30) { // more bytes than the bound
+		if code := publish(id + 2); code != wire.QuotaExceeded {
+			t.Fatalf("PUBACK %v", code)
+		}
+	}
+	p.ping()
+	h.b.ingest.mu.Lock()
+	held := h.b.ingest.strict
+	h.b.ingest.mu.Unlock()
+	if held > limit {
+		t.Errorf("%d bytes are held", held)
+	}
+	low.Store(false)
+	for i := range messages {
+		old.ack(wire.PUBACK, uint16(i+1))
+	}
+	if err := <-sent; err != nil {
+		t.Error(err)
+	}
 }

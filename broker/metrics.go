@@ -151,8 +151,12 @@ func (m *Metrics) zero() {
 	for _, d := range []string{"in", "out"} {
 		m.inflight.WithLabelValues(d)
 	}
-	for _, c := range []wire.ReasonCode{wire.MalformedPacket, wire.ProtocolError, wire.PacketTooLarge, wire.TopicAliasInvalid, wire.TopicNameInvalid} {
+	for _, c := range faults() {
 		m.protocolErrors.WithLabelValues(c.String())
+		m.disconnectsTotal.WithLabelValues(c.String())
+	}
+	for _, c := range []wire.ReasonCode{wire.ReceiveMaximumExceeded, wire.UnsupportedProtocolVersion} {
+		m.protocolErrors.WithLabelValues(c.String()) // the one is receive_max among disconnects, the other has no session yet
 	}
 	m.subscribed.WithLabelValues("plain")
 	m.subscribed.WithLabelValues("shared")
@@ -170,8 +174,29 @@ func (m *Metrics) zero() {
 // Listener makes the label values of a listener, before its first connection.
 func (m *Metrics) Listener(name string) {
 	m.connectsTotal.WithLabelValues(name, wire.Success.String())
+	for _, code := range refusals() {
+		m.connectsTotal.WithLabelValues(name, code.String())
+	}
 	for _, v := range []wire.Version{wire.V31, wire.V311, wire.V5} {
 		m.connections.WithLabelValues(name, v.String())
+	}
+}
+
+// refusals are the codes that CONNECT can be refused with: what package wire finds in
+// the packet, and what conn.connect decides.
+func refusals() []wire.ReasonCode {
+	return []wire.ReasonCode{
+		wire.MalformedPacket, wire.ProtocolError, wire.UnsupportedProtocolVersion, wire.ClientIdentifierNotValid, wire.PayloadFormatInvalid,
+		wire.BadAuthenticationMethod, wire.TopicNameInvalid, wire.QuotaExceeded, wire.PacketTooLarge,
+		wire.UseAnotherServer, wire.ServerUnavailable, wire.ServerBusy,
+	}
+}
+
+// faults are the codes that the connection of a session ends with for what its peer
+// sent.
+func faults() []wire.ReasonCode {
+	return []wire.ReasonCode{
+		wire.MalformedPacket, wire.ProtocolError, wire.PacketTooLarge, wire.TopicAliasInvalid, wire.TopicNameInvalid, wire.QuotaExceeded,
 	}
 }
 
@@ -187,8 +212,16 @@ func (m *Metrics) connected(listener string, v wire.Version, by float64) {
 	m.connections.WithLabelValues(listener, v.String()).Add(by)
 }
 
-func (m *Metrics) disconnected(why string) { m.disconnectsTotal.WithLabelValues(why).Inc() }
-func (m *Metrics) sessionEvent(e string)   { m.sessionEvents.WithLabelValues(e).Inc() }
+// disconnected counts a session's connection by the reason of its end. A keep alive
+// that ran out is one reason, whether the connection or the session noticed.
+func (m *Metrics) disconnected(why string) {
+	if why == wire.KeepAliveTimeout.String() {
+		why = string(session.ReasonExpired)
+	}
+	m.disconnectsTotal.WithLabelValues(why).Inc()
+}
+
+func (m *Metrics) sessionEvent(e string) { m.sessionEvents.WithLabelValues(e).Inc() }
 func (m *Metrics) protocolError(c wire.ReasonCode) {
 	m.protocolErrors.WithLabelValues(c.String()).Inc()
 }

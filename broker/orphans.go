@@ -120,7 +120,12 @@ func (b *Broker) finish(ctx context.Context, id string, what orphan) (over bool,
 	if !b.roster.enterFree(cl) {
 		return false, nil // who is here releases it, or leaves it here again
 	}
-	defer cl.leave()
+	late := false
+	defer func() {
+		if !late {
+			cl.leave()
+		}
+	}()
 	// Nobody of this node claims it meanwhile: what is read is so until the claim.
 	switch info, err := b.store.LookSession(ctx, id); {
 	case errors.Is(err, store.ErrNoSession), err == nil && !info.Here:
@@ -128,9 +133,10 @@ func (b *Broker) finish(ctx context.Context, id string, what orphan) (over bool,
 	case err != nil:
 		return false, err
 	}
-	claimed := b.claims.claim(ctx, store.Claim{
+	var claimed store.Claimed
+	claimed, late = b.claim(ctx, cl, store.Claim{
 		ClientID: id, Expiry: what.expiry, Protocol: what.protocol, Will: what.will, At: b.hub.H().Clone(),
-	})
+	}, func(store.Claimed) {}) // the entry stays, and is tried again
 	if claimed.Err != nil {
 		return errors.Is(claimed.Err, store.ErrSuperseded), claimed.Err
 	}
@@ -158,6 +164,24 @@ func (b *Broker) finish(ctx context.Context, id string, what orphan) (over bool,
 	}
 	b.keeper.poke()
 	return true, nil
+}
+
+// claim claims a session that cl has entered for. late: ctx has ended before the answer.
+// The claim may be carried out all the same, so the client id stays cl's until then: no
+// other claim of this node meets it on its way, nor does a look into the store come
+// before it. Then after is called with the answer, and cl leaves.
+func (b *Broker) claim(ctx context.Context, cl *client, c store.Claim, after func(store.Claimed)) (claimed store.Claimed, late bool) {
+	answer := b.claims.ask(c)
+	select {
+	case claimed = <-answer:
+		return claimed, false
+	case <-ctx.Done():
+	}
+	b.tasks.Go(func() {
+		after(<-answer) // it comes: the calls of the store end with the broker
+		cl.leave()
+	})
+	return store.Claimed{Err: ctx.Err()}, true
 }
 
 // writeAll carries out writes of a session that cl has entered for.

@@ -65,6 +65,26 @@ func (o *outbox) isFull() bool {
 	return o.full
 }
 
+// state tells whether there is more waiting than the limit, and whether the connection
+// is being closed.
+func (o *outbox) state() (full, closing bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.full, o.closing
+}
+
+// readBy sets until when the next byte must have come. Once the connection is being
+// closed it does nothing. Invariant: the deadline of hangUp is the last one, whatever the
+// peer goes on sending: it is set after closing was, and all others, under mu, before.
+func (o *outbox) readBy(t time.Time) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closing {
+		return nil
+	}
+	return o.conn.SetReadDeadline(t)
+}
+
 // wait blocks while the outbox is full: a peer that sends and never reads is held
 // back. It returns when the connection is gone, too.
 func (o *outbox) wait() {

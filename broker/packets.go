@@ -96,14 +96,17 @@ func (c *conn) reject(p *wire.Publish, code wire.ReasonCode) error {
 }
 
 // waitForRoom holds the connection back while its own bound, or the node's, is
-// reached: QoS 0 too, which is so never thrown away for a slow store.
+// reached: QoS 0 too, which is so never thrown away for a slow store. Nothing behind the
+// message is read meanwhile, no PINGREQ either: that may be any number of bytes, and
+// the bound is there since no more may be taken in.
 func (c *conn) waitForRoom(size int64) {
-	if c.cl.mayAppend() && c.b.ingest.hasRoom(size) {
+	strict := c.cl.publisher.Strict
+	if c.cl.mayAppend() && c.b.ingest.hasRoom(size, strict) {
 		return
 	}
 	c.release()
 	c.cl.wait((*session.Session).Admit)
-	c.b.ingest.wait(c.ctx, size)
+	c.b.ingest.wait(c.ctx, size, strict)
 }
 
 func (cl *client) mayAppend() bool {
@@ -172,7 +175,7 @@ func (c *conn) onSubscribe(p *wire.Subscribe) error {
 				RetainHandling: f.RetainHandling, Identifier: p.SubscriptionID,
 			})
 		}
-		s.OnSubscribe(p.PacketID, unique(subs), codes)
+		s.OnSubscribe(p.PacketID, subs, codes)
 	})
 	return nil
 }
@@ -187,21 +190,6 @@ func (c *conn) mayAnswer(filters int) error {
 		return &wire.Error{Code: wire.PacketTooLarge, Err: errors.New("the answer is larger than the client's maximum packet size")}
 	}
 	return nil
-}
-
-// unique keeps the last of several with the same filter in one SUBSCRIBE.
-func unique(subs []schema.Subscription) []schema.Subscription {
-	out := subs[:0]
-	for i := range subs {
-		later := false
-		for k := i + 1; k < len(subs) && !later; k++ {
-			later = subs[k].Filter == subs[i].Filter
-		}
-		if !later {
-			out = append(out, subs[i])
-		}
-	}
-	return out
 }
 
 // judgeFilter gives the QoS granted or the failure for one filter.

@@ -23,9 +23,9 @@ const (
 	// checkpointEvery bounds what a start has to read of the log when nothing
 	// is retained.
 	checkpointEvery = 30 * time.Second
-	// tombstoneLife is how long a cleared topic is remembered here, so that an
-	// older message of another lane, met later, does not bring it back.
-	tombstoneLife = time.Minute
+	// tombstoneAge is from when on a topic that a former run has cleared is not
+	// remembered here beyond the start.
+	tombstoneAge = tombstoneTurns * saveRetainedEvery
 	// walkTopics bounds the topics looked at in one call of Next.
 	walkTopics = 1000
 )
@@ -46,11 +46,11 @@ type projection struct {
 	now   func() time.Time
 
 	mu     sync.RWMutex
-	topics *btree.BTreeG[*schema.Message]
+	topics *btree.BTreeG[*schema.Message] // those that hold something
 	bytes  int64
 	count  int
-	dirty  map[string]*schema.Message
-	graves []*schema.Message // tombstones, oldest first
+	dirty  map[string]*schema.Message // to be stored: what there is, or the empty message
+	graves tombstones
 
 	// Of the saver alone.
 	saved   time.Time
@@ -64,6 +64,7 @@ func newProjection(o *Options, s store.Store) *projection {
 		store: s, m: o.Metrics, limit: o.RetainedBytes, now: o.Now,
 		topics: btree.NewG(32, func(a, b *schema.Message) bool { return a.Topic < b.Topic }),
 		dirty:  make(map[string]*schema.Message),
+		graves: newTombstones(o.RetainedBytes),
 	}
 }
 
@@ -79,21 +80,56 @@ func (p *projection) observe(m *schema.Message) {
 func (p *projection) put(m *schema.Message, dirty bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	old, _ := p.topics.Get(m)
-	if !m.Supersedes(old) {
+	empty := len(m.Payload) == 0 // [MQTT-3.3.1-6, MQTT-3.3.1-7]
+	old, had := p.topics.Get(m)
+	if had && !m.Supersedes(old) {
 		return
 	}
-	if old != nil {
+	if empty || p.graves.len() > 0 {
+		k := keyOf(m.Topic)
+		switch {
+		case !had && !p.graves.allows(k, m):
+			return
+		case empty:
+			aged := !dirty && p.now().Sub(m.Created) > tombstoneAge
+			p.graves.add(k, m, had, aged)
+		default:
+			p.graves.remove(k)
+		}
+	}
+	if had {
 		p.account(old, -1)
 	}
-	p.topics.ReplaceOrInsert(m)
-	p.account(m, 1)
-	if len(m.Payload) == 0 { // [MQTT-3.3.1-6, MQTT-3.3.1-7]: a tombstone, which Next passes over
-		p.graves = append(p.graves, m)
+	if empty {
+		p.topics.Delete(m)
+	} else {
+		p.topics.ReplaceOrInsert(m)
+		p.account(m, 1)
 	}
 	if dirty {
-		p.dirty[m.Topic] = m
+		p.soil(m)
 	}
+}
+
+// soil notes what is to be stored. Of an empty message only what the store needs is
+// kept meanwhile. REQUIRES: mu.
+func (p *projection) soil(m *schema.Message) {
+	if m.Properties != nil && len(m.Payload) == 0 {
+		c := *m
+		c.Properties = nil
+		m = &c
+	}
+	p.graves.unsaved += emptySize(m) - emptySize(p.dirty[m.Topic])
+	p.dirty[m.Topic] = m
+}
+
+// emptySize gives the memory of an empty message; one that is not is counted with the
+// topics.
+func emptySize(m *schema.Message) int64 {
+	if m == nil || len(m.Payload) > 0 {
+		return 0
+	}
+	return int64(m.Size())
 }
 
 // account keeps the totals. REQUIRES: mu.
@@ -102,9 +138,7 @@ func (p *projection) account(m *schema.Message, sign int) {
 		return // the broker's own
 	}
 	p.bytes += int64(sign * m.Size())
-	if len(m.Payload) > 0 {
-		p.count += sign
-	}
+	p.count += sign
 	p.m.retained(p.count, p.bytes)
 }
 
@@ -119,22 +153,21 @@ func (p *projection) totals() (messages int, bytes int64) {
 func (p *projection) has(topic string) bool {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	m, ok := p.topics.Get(&schema.Message{Topic: topic})
-	return ok && len(m.Payload) > 0 && topic[0] != '$'
+	return topic[0] != '$' && p.topics.Has(&schema.Message{Topic: topic})
 }
 
-// admits tells whether a retained message of size bytes may be published.
+// admits tells whether a retained message of size bytes may be published. An empty one
+// is refused only when so many topics were cleared within the last minute or two that
+// no more of them can be remembered: to take it and to forget it, or another, might
+// bring back what was cleared.
 func (p *projection) admits(topic string, size int) bool {
-	if size == 0 {
-		return true
-	}
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	if p.bytes+int64(size) <= p.limit {
-		return true
-	}
 	old, ok := p.topics.Get(&schema.Message{Topic: topic})
-	return ok && len(old.Payload) >= size
+	if size == 0 {
+		return p.graves.admits(ok)
+	}
+	return p.bytes+int64(size) <= p.limit || ok && len(old.Payload) >= size
 }
 
 // Next gives the first retained message after a topic that matches filter; see
@@ -157,7 +190,7 @@ func (p *projection) Next(filter, after string) (m *schema.Message, at string, e
 			return false
 		}
 		at = e.Topic
-		if len(e.Payload) > 0 && schema.Match(filter, e.Topic) {
+		if schema.Match(filter, e.Topic) {
 			m, end = e, false
 			return false
 		}
@@ -187,6 +220,9 @@ func (p *projection) load(ctx context.Context, head schema.Cursor) error {
 	for {
 		m, err := msgs.Next(ctx)
 		if errors.Is(err, io.EOF) {
+			p.mu.Lock()
+			p.graves.loaded(checkpoint)
+			p.mu.Unlock()
 			return msgs.Close()
 		}
 		if err != nil {
@@ -199,44 +235,61 @@ func (p *projection) load(ctx context.Context, head schema.Cursor) error {
 // save stores what has changed since the last time. h is the hub's, taken before:
 // everything not after it has been observed.
 func (p *projection) save(ctx context.Context, h schema.Cursor) error {
-	p.mu.Lock()
-	dirty := p.dirty
-	p.dirty = make(map[string]*schema.Message)
-	p.bury()
-	p.mu.Unlock()
+	dirty, msgs := p.takeDirty(h)
 	idle := p.now().Sub(p.saved)
-	if len(dirty) == 0 && (h.Equal(p.savedAt) || idle >= 0 && idle < checkpointEvery) {
+	if len(msgs) == 0 && (h.Equal(p.savedAt) || idle >= 0 && idle < checkpointEvery) {
+		p.clean(dirty, h)
 		return nil
 	}
-	msgs := make([]*schema.Message, 0, len(dirty))
-	for _, m := range dirty {
-		msgs = append(msgs, m)
-	}
 	if err := p.store.StoreRetained(ctx, msgs, h); err != nil {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		for t, m := range dirty { // again, unless there is a newer one
-			if p.dirty[t] == nil {
-				p.dirty[t] = m
-			}
-		}
+		p.giveBack(dirty)
 		return fmt.Errorf("store %d retained messages: %w", len(msgs), err)
 	}
+	p.clean(dirty, h)
 	p.saved, p.savedAt = p.now(), h
 	return nil
 }
 
-// bury forgets tombstones that have stood long enough. REQUIRES: mu.
-func (p *projection) bury() {
-	old := p.now().Add(-tombstoneLife)
-	for len(p.graves) > 0 && p.graves[0].Created.Before(old) {
-		g := p.graves[0]
-		p.graves = p.graves[1:]
-		if e, ok := p.topics.Get(g); ok && e == g {
-			p.topics.Delete(g)
-			p.account(g, -1)
+// takeDirty takes all that is to be stored; msgs is what has to be. With one lane the
+// store needs no tombstone of a topic of which it has nothing.
+func (p *projection) takeDirty(h schema.Cursor) (dirty map[string]*schema.Message, msgs []*schema.Message) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	dirty = p.dirty
+	p.dirty = make(map[string]*schema.Message)
+	msgs = make([]*schema.Message, 0, len(dirty))
+	for _, m := range dirty {
+		if len(m.Payload) == 0 && oneLane(h) && !h.After(m.Mark) {
+			if g, ok := p.graves.find(keyOf(m.Topic)); ok && g.bare {
+				continue
+			}
+		}
+		msgs = append(msgs, m)
+	}
+	return dirty, msgs
+}
+
+// giveBack puts back what was not stored, unless there is a newer one.
+func (p *projection) giveBack(dirty map[string]*schema.Message) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for t, m := range dirty {
+		if p.dirty[t] == nil {
+			p.dirty[t] = m
+		} else {
+			p.graves.unsaved -= emptySize(m)
 		}
 	}
+}
+
+// clean ends what was stored. What h has not passed was not taken out before.
+func (p *projection) clean(dirty map[string]*schema.Message, h schema.Cursor) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, m := range dirty {
+		p.graves.unsaved -= emptySize(m)
+	}
+	p.graves.saved(h)
 }
 
 // run saves until ctx ends, and once more then.

@@ -18,21 +18,28 @@ type roster struct {
 	mu      sync.Mutex
 	clients map[string]*client
 	// latest is who has come last of those that wait for a client id.
-	latest map[string]*client
+	latest map[string]waiter
+}
+
+// waiter is a client that waits for its client id, and how its wait is ended.
+type waiter struct {
+	cl  *client
+	end context.CancelCauseFunc
 }
 
 func newRoster() *roster {
-	return &roster{clients: make(map[string]*client), latest: make(map[string]*client)}
+	return &roster{clients: make(map[string]*client), latest: make(map[string]waiter)}
 }
 
 // enter makes cl the owner of its client id. Whoever owned it is asked to end and
 // waited for: it flushes its records, saves its cursor and releases, so that the
 // claim that follows finds everything [MQTT-3.1.4-3]. taken: somebody was. Who waits
-// and is overtaken by a later one gives up: it would throw out a newer connection.
+// and is overtaken by a later one gives up: it would throw out a newer connection. So
+// two connections of a client id wait at most, and those that came within shortestStay.
 func (r *roster) enter(ctx context.Context, cl *client) (taken bool, err error) {
-	r.mu.Lock()
-	r.latest[cl.id] = cl
-	r.mu.Unlock()
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	r.arrive(cl, end)
 	defer r.giveUp(cl)
 	for {
 		old, err := r.turn(cl)
@@ -47,16 +54,27 @@ func (r *roster) enter(ctx context.Context, cl *client) (taken bool, err error) 
 				return taken, err // somebody came meanwhile
 			}
 			taken = true
-			old.takeOver(cl.ousts)
+			old.oust(cl.ousts)
 			select {
 			case <-old.ended:
 			case <-ctx.Done():
 			}
 		}
 		if ctx.Err() != nil {
-			return taken, ctx.Err()
+			return taken, context.Cause(ctx)
 		}
 	}
+}
+
+// arrive makes cl the last who has come. Who waited before gives up, but not at once: two
+// devices with one client id, each of which comes back at once, would have no pause.
+func (r *roster) arrive(cl *client, end context.CancelCauseFunc) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if before, waits := r.latest[cl.id]; waits {
+		time.AfterFunc(shortestStay, func() { before.end(errTakenOver) })
+	}
+	r.latest[cl.id] = waiter{cl, end}
 }
 
 // turn makes cl the owner if nobody is, else gives who is.
@@ -64,7 +82,7 @@ func (r *roster) turn(cl *client) (owner *client, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch old := r.clients[cl.id]; {
-	case r.latest[cl.id] != cl:
+	case r.latest[cl.id].cl != cl:
 		return nil, errTakenOver
 	case old != nil && old != cl:
 		return old, nil
@@ -77,7 +95,7 @@ func (r *roster) turn(cl *client) (owner *client, err error) {
 func (r *roster) enterFree(cl *client) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.clients[cl.id] != nil || r.latest[cl.id] != nil {
+	if _, wanted := r.latest[cl.id]; wanted || r.clients[cl.id] != nil {
 		return false
 	}
 	r.clients[cl.id] = cl
@@ -109,6 +127,27 @@ func (cl *client) stayed(ctx context.Context) bool {
 	return false
 }
 
+// oust asks cl to end, as takeOver does, and lets its publisher fail: also that of a
+// session which is closing already, since its link broke, and may wait for the store to
+// have room for what it has read. The client is here again and would wait for that, too.
+//
+// Why it loses and reorders nothing: what waits belongs to a closing session, which
+// acknowledges nothing any more, whatever the store answers. So the client holds each of
+// these messages for not acknowledged, and sends it again, stored or refused. A failed
+// publisher stays so, and the store judges its messages in order: what it has stored is
+// a beginning of what was published, and all behind that is refused (L5). And a session
+// lets go, and the next one claims, only when the last of them is answered: none lands
+// behind what the client sends again. A QoS 2 message is sent again under the ID that its
+// entry keeps. At QoS 0 what waited is not stored, as with a takeover of an open session.
+func (cl *client) oust(why session.Reason) {
+	cl.takeOver(why)
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	if cl.s != nil && cl.s.Closing() {
+		cl.publisher.Fail()
+	}
+}
+
 // lose ends cl because its session was claimed at another node, unless it came by a
 // newer claim. It has its shortest stay, too, and CONNACK before: who waits for it at
 // the other node waits longer than that.
@@ -127,7 +166,7 @@ func (cl *client) lose(epoch uint64) {
 func (r *roster) giveUp(cl *client) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.latest[cl.id] == cl {
+	if r.latest[cl.id].cl == cl {
 		delete(r.latest, cl.id)
 	}
 }

@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"errors"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,7 +43,39 @@ func (ss *shares) join(cl *client, name string) {
 	cl.shares[name] = sh
 	cl.tellRoom()
 	cl.mu.Unlock()
+	sh.remember(cl)
 	sh.input(func(g *group.Group) { g.Join(member{cl, name}) })
+}
+
+// remember notes that a client knows the share. At most about as many that have ended
+// are kept as there are others.
+func (sh *share) remember(cl *client) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if len(sh.joined) >= sh.sweepAt {
+		maps.DeleteFunc(sh.joined, func(cl *client, _ struct{}) bool {
+			select {
+			case <-cl.ended:
+				return true
+			default:
+				return false
+			}
+		})
+		sh.sweepAt = 2*len(sh.joined) + 16
+	}
+	sh.joined[cl] = struct{}{}
+}
+
+// forget lets the clients forget the share, which is dead. REQUIRES: mu.
+func (sh *share) forget() {
+	for cl := range sh.joined {
+		cl.mu.Lock()
+		if cl.shares[sh.name] == sh {
+			delete(cl.shares, sh.name)
+		}
+		cl.mu.Unlock()
+	}
+	sh.joined = nil
 }
 
 // end lets go of a group that has no member any more.
@@ -52,6 +85,7 @@ func (ss *shares) end(sh *share) {
 	dead := sh.g.Idle() && !sh.dead
 	if dead {
 		sh.dead = true
+		sh.forget()
 		delete(ss.by, sh.name)
 		sh.changed.Broadcast()
 	}
@@ -109,6 +143,10 @@ type share struct {
 	reading bool                   // a replay is under way
 	dead    bool
 	changed sync.Cond // for the replay: Feed may take more
+	// joined are the clients that know this share: its members, and those that were and
+	// have not ended, as last looked at. Beyond sweepAt of them it is looked again.
+	joined  map[*client]struct{}
+	sweepAt int
 }
 
 // note is what became of a claim.
@@ -136,7 +174,7 @@ func (m member) OfferShared(msg *schema.Message, isLive bool) (a session.Offered
 
 func (b *Broker) newShare(name string) *share {
 	plain, _ := schema.CutShare(name)
-	sh := &share{b: b, name: name, wake: make(chan struct{}, 1)}
+	sh := &share{b: b, name: name, wake: make(chan struct{}, 1), joined: make(map[*client]struct{})}
 	sh.ctx, sh.cancel = context.WithCancel(b.life)
 	sh.changed.L = &sh.mu
 	sh.later = deferred[group.Action]{tasks: &b.tasks, mu: &sh.mu, carry: sh.carryLater}
@@ -173,8 +211,12 @@ func (sh *share) poke() {
 	}
 }
 
-// tell leaves a note. A client calls it while it holds its lock.
+// tell leaves a note. A client calls it while it holds its lock. A dead share, which the
+// client has forgotten (nil), takes none: it has no claim under way.
 func (sh *share) tell(n note) {
+	if sh == nil {
+		return
+	}
 	sh.notesMu.Lock()
 	sh.notes = append(sh.notes, n)
 	sh.notesMu.Unlock()
