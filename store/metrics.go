@@ -1,7 +1,9 @@
 package store
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,6 +27,51 @@ type Metrics struct {
 	operation *prometheus.HistogramVec
 	errors    *prometheus.CounterVec
 	backend   string
+	failed    []string // see vocabulary
+}
+
+// vocabulary holds the label values that a backend can give. Whoever adds an operation
+// to a store adds its name here: a test compares the two.
+type vocabulary struct {
+	timed  []string // operations that are measured
+	failed []string // operations whose errors are counted
+	kinds  []string // of errors
+}
+
+// command is what the names of single commands begin with.
+const command = "command_"
+
+// otherCommand stands for all commands without a name of their own: those that
+// prepare a database, and the driver's.
+const otherCommand = command + "other"
+
+func vocabularyOf(backend string) (vocabulary, bool) {
+	switch backend {
+	case "embedded":
+		ops := []string{
+			"claim", "record", "write", "store_retained", "open_group", "save_group", "due_wills", "end_expired", "counts",
+			"list_sessions", "look_session", "list_messages", "list_deliveries",
+		}
+		return vocabulary{
+			timed: ops, failed: append([]string{"append", "commit"}, ops...),
+			kinds: []string{"no_space", "corrupt", "timeout", "other"},
+		}, true
+	case "mongodb":
+		var commands []string
+		for _, name := range []string{"find", "aggregate", "getMore", "insert", "update", "delete", "findAndModify"} {
+			commands = append(commands, command+name)
+		}
+		return vocabulary{
+			timed: append([]string{"claim", "record", "session_write", "open_group", "save_group"}, commands...),
+			failed: append([]string{
+				"append", "tail", "head", "read", "lookup", "claim", "write", "session_write", "load_retained", "store_retained",
+				"open_group", "save_group", "due_wills", "end_expired", "counts",
+				"list_sessions", "look_session", "list_messages", "list_deliveries", otherCommand,
+			}, commands...),
+			kinds: []string{"timeout", "not_primary", "network", "duplicate_key", "write_concern", "corrupt", "other"},
+		}, true
+	}
+	return vocabulary{}, false
 }
 
 // LatencyBuckets are the bounds of every latency histogram, in seconds.
@@ -32,9 +79,13 @@ func LatencyBuckets() []float64 {
 	return []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
 }
 
-// NewMetrics registers the metrics for one backend. It fails when they are
-// registered already.
+// NewMetrics registers the metrics for one backend, "embedded" or "mongodb". It fails
+// for another one, and when they are registered already.
 func NewMetrics(reg prometheus.Registerer, backend string) (*Metrics, error) {
+	words, ok := vocabularyOf(backend)
+	if !ok {
+		return nil, fmt.Errorf("store: no metrics for a backend %q", backend)
+	}
 	labels := prometheus.Labels{"backend": backend}
 	batch := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "rewindmq_store_append_batch_messages", Help: "Messages in an append batch.",
@@ -45,11 +96,11 @@ func NewMetrics(reg prometheus.Registerer, backend string) (*Metrics, error) {
 		Buckets: LatencyBuckets(), NativeHistogramBucketFactor: 1.1,
 	}, []string{"backend"})
 	op := prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name: "rewindmq_store_operation_duration_seconds", Help: "Time of a store operation other than append.",
+		Name: "rewindmq_store_operation_duration_seconds", Help: "Time of a store operation as its caller sees it; command_*: of a single command to MongoDB, those of appends too.",
 		Buckets: LatencyBuckets(), NativeHistogramBucketFactor: 1.1,
 	}, []string{"backend", "op"})
 	errs := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "rewindmq_store_errors_total", Help: "Errors of store operations.",
+		Name: "rewindmq_store_errors_total", Help: "Errors of store operations; command_*: of a single command to MongoDB.",
 	}, []string{"backend", "op", "kind"})
 	m := &Metrics{
 		BatchMessages: batch.WithLabelValues(backend), AppendSeconds: app.WithLabelValues(backend),
@@ -74,20 +125,9 @@ func NewMetrics(reg prometheus.Registerer, backend string) (*Metrics, error) {
 		streamResumes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "rewindmq_change_stream_resumes_total", Help: "Times the tail left the change stream for the lanes, by reason.",
 		}, []string{"reason"}),
-		operation: op, errors: errs, backend: backend,
+		operation: op, errors: errs, backend: backend, failed: words.failed,
 	}
-	for _, name := range streamOps {
-		m.streamEvents.WithLabelValues(name)
-	}
-	for _, name := range StreamResumeReasons() {
-		m.streamResumes.WithLabelValues(name)
-	}
-	for _, name := range []string{"append", "claim", "write", "record", "read", "retained"} {
-		op.WithLabelValues(backend, name)
-		for _, kind := range []string{"timeout", "not_primary", "network", "duplicate_key", "write_concern", "no_space", "corrupt", "other"} {
-			errs.WithLabelValues(backend, name, kind)
-		}
-	}
+	m.zero(words)
 	for _, c := range []prometheus.Collector{batch, app, op, errs, m.QueueMessages, m.Up, m.HeadSequence, m.OldestTimestamp, m.StreamLag, m.streamEvents, m.streamResumes} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
@@ -96,14 +136,38 @@ func NewMetrics(reg prometheus.Registerer, backend string) (*Metrics, error) {
 	return m, nil
 }
 
+// zero makes every label value that can occur, so that the first increment is seen.
+func (m *Metrics) zero(words vocabulary) {
+	for _, name := range streamOps {
+		m.streamEvents.WithLabelValues(name)
+	}
+	for _, name := range StreamResumeReasons() {
+		m.streamResumes.WithLabelValues(name)
+	}
+	for _, name := range words.timed {
+		m.operation.WithLabelValues(m.backend, name)
+	}
+	for _, name := range words.failed {
+		for _, kind := range words.kinds {
+			m.errors.WithLabelValues(m.backend, name, kind)
+		}
+	}
+}
+
 // Operation notes how long an operation took.
 func (m *Metrics) Operation(op string, took time.Duration) {
 	m.operation.WithLabelValues(m.backend, op).Observe(took.Seconds())
 }
 
 // Error counts a failed operation. kind is one of timeout, not_primary, network,
-// duplicate_key, write_concern, no_space, corrupt, other.
-func (m *Metrics) Error(op, kind string) { m.errors.WithLabelValues(m.backend, op, kind).Inc() }
+// duplicate_key, write_concern, no_space, corrupt, other. A command that is not known by
+// name (command_*) counts as command_other.
+func (m *Metrics) Error(op, kind string) {
+	if strings.HasPrefix(op, command) && !slices.Contains(m.failed, op) {
+		op = otherCommand
+	}
+	m.errors.WithLabelValues(m.backend, op, kind).Inc()
+}
 
 var streamOps = []string{"insert", "update", "other"}
 
