@@ -50,7 +50,7 @@ func build(b *testing.B) string {
 // startBroker runs the real binary until the benchmark ends.
 func startBroker(b *testing.B, args ...string) (addr string, pid int) {
 	b.Helper()
-	cmd := exec.Command(filepath.Join(build(b), "rewindmq"), append([]string{"serve", "--listen", "127.0.0.1:0", "--http", "off", "--node", "bench"}, args...)...)
+	cmd := exec.Command(filepath.Join(build(b), "rewindmq"), append([]string{"serve", "--listen", "127.0.0.1:0", "--http", "off", "--node", "bench", "--set", "log.format=console"}, args...)...)
 	cmd.Env = append(os.Environ(), "REWINDMQ_LOG__LEVEL=error")
 	stderr, err := cmd.StderrPipe()
 	if err != nil {

@@ -375,7 +375,7 @@ func startBroker(t *testing.T, env []string, uri string) *process {
 	t.Helper()
 	env = append(env, "REWINDMQ_STORE__URL="+uri, "REWINDMQ_LISTEN=tcp://127.0.0.1:0", "REWINDMQ_HTTP__ADDR=127.0.0.1:0")
 	p := start(t, env, "serve")
-	said := regexp.MustCompile(`(?s)mqtt   tcp://127\.0\.0\.1:(\d+)\n.*http   http://(\S+)`)
+	said := regexp.MustCompile(`"listeners":\["tcp://127\.0\.0\.1:(\d+)"\],"http":"http://([^"]+)"`)
 	until(t, "the broker", func(ctx context.Context) bool {
 		select {
 		case <-p.gone:

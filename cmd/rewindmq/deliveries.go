@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"strconv"
 	"time"
 
@@ -39,7 +38,7 @@ func newDeliveries() *cobra.Command {
 				return p.print(d, d.Created.Format(time.RFC3339Nano), plain(d.Client), plain(d.Topic), strconv.Itoa(int(d.QoS)), d.State,
 					d.Message, plain(d.Node))
 			})
-			return errors.Join(err, p.end())
+			return p.end(err)
 		}),
 	}
 	o.add(cmd)

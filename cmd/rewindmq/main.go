@@ -26,22 +26,34 @@ func main() {
 	os.Exit(int(code))
 }
 
-// interruptible returns a context that the first SIGINT or SIGTERM ends. The second one ends the process at once.
+// interrupted is the cause of a context that a signal has ended.
+type interrupted struct{ signal os.Signal }
+
+func (i interrupted) Error() string { return "signal " + i.signal.String() }
+
+// Is makes it the same as the end of any other context.
+func (i interrupted) Is(target error) bool { return target == context.Canceled }
+
+// interruptible returns a context that the first SIGINT, SIGTERM or SIGHUP ends. The second one ends the process at
+// once. SIGHUP is that of a terminal that was closed: who has it ignored (nohup) wants to go on.
 func interruptible() (ctx context.Context, release func()) {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	done := make(chan struct{})
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		for range 2 {
 			select {
-			case <-signals:
+			case s := <-signals:
 				if ctx.Err() != nil {
 					os.Exit(int(exit.Interrupted))
 				}
-				cancel()
+				cancel(interrupted{s})
 			case <-done:
 				return
 			}
@@ -51,7 +63,7 @@ func interruptible() (ctx context.Context, release func()) {
 		signal.Stop(signals)
 		close(done)
 		<-ended
-		cancel()
+		cancel(nil)
 	}
 }
 
@@ -64,6 +76,9 @@ func execute(ctx context.Context, root *cobra.Command, args []string, stderr io.
 		return exit.OK
 	}
 	code := exit.Of(err)
+	if exit.Told(err) {
+		return code
+	}
 	fmt.Fprintf(stderr, "%s: %v\n", root.Name(), err)
 	hint := exit.Hint(err)
 	if hint == "" && code == exit.Usage {

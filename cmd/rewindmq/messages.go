@@ -57,7 +57,7 @@ func (o *messages) list(cmd *cobra.Command, c *api.Client, _ []string) error {
 	}
 	if o.topic != "" {
 		if err := schema.ValidFilter(o.topic); err != nil {
-			return usage("--topic %s: %v", o.topic, err)
+			return usage("--topic %s: %s", o.topic, notAFilter)
 		}
 	}
 	if o.limit < 0 {
@@ -79,7 +79,7 @@ func (o *messages) list(cmd *cobra.Command, c *api.Client, _ []string) error {
 	if errors.Is(err, errEnough) {
 		err = nil
 	}
-	return errors.Join(err, p.end())
+	return p.end(err)
 }
 
 // parseTime reads a time of the command line; "" is the zero time.

@@ -78,15 +78,23 @@ func (p *pub) run(cmd *cobra.Command) error {
 	defer closeInput()
 	stderr := cmd.ErrOrStderr()
 	if p.progress {
-		meter := publish.NewMeter(stderr, size, onTerminal(stderr))
+		meter := publish.NewMeter(stderr, size, p.noun(), onTerminal(stderr))
 		defer meter.Finish()
 		o.Progress = meter.Update
 	}
 	result, err := publish.Run(cmd.Context(), source, o)
-	if !p.quiet {
-		cmd.PrintErrln(cmd.CommandPath() + ": " + result.Summary(o.QoS))
+	if !p.quiet && result.Connected {
+		cmd.PrintErrln(cmd.CommandPath() + ": " + result.Summary(o.QoS, p.noun()))
 	}
 	return err
+}
+
+// noun says what is counted.
+func (p *pub) noun() string {
+	if p.csv != "" {
+		return "row"
+	}
+	return "message"
 }
 
 // options judges the flags.

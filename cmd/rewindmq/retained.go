@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"strconv"
 	"time"
 
@@ -37,7 +36,7 @@ func newRetainedList() *cobra.Command {
 			err := c.EachRetained(cmd.Context(), filter, func(m api.Message) error {
 				return p.print(m, plain(m.Topic), strconv.Itoa(int(m.QoS)), strconv.Itoa(m.Bytes), m.Created.Format(time.RFC3339), plain(m.Client))
 			})
-			return errors.Join(err, p.end())
+			return p.end(err)
 		}),
 	}
 	o.add(cmd)

@@ -69,7 +69,7 @@ func newSchemaVerify() *cobra.Command {
 				return err
 			case len(differs) > 0:
 				return &exit.Error{
-					Code: exit.Verification, Err: fmt.Errorf("%d differences from the schema in database %s", len(differs), c.Store.Mongo.Database),
+					Code: exit.Verification, Err: fmt.Errorf("%s from the schema in database %s", count(len(differs), "difference"), c.Store.Mongo.Database),
 					Try: "docs/mongodb.md, section \"Checking a database\"",
 				}
 			}

@@ -3,10 +3,8 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
-	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
@@ -48,7 +46,7 @@ type assembler func(c *config.Config, log *zap.Logger, reg *prometheus.Registry)
 func assemble(c *config.Config, log *zap.Logger, reg *prometheus.Registry) (*broker, error) {
 	n, err := node.Open(c, reg, log)
 	if err != nil {
-		return nil, exit.With(node.ExitCode(err), err)
+		return nil, node.OpenError(c, err)
 	}
 	return &broker{
 		addresses: n.Listeners(),
@@ -68,8 +66,8 @@ func newServe(assemble assembler) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the broker",
-		Long: "Runs the broker until Ctrl-C or SIGTERM, then lets clients and writes under way finish. A second signal ends it\n" +
-			"at once; nothing that was acknowledged is lost by that.",
+		Long: "Runs the broker until Ctrl-C, SIGTERM or SIGHUP, then lets clients and writes under way finish. A second signal\n" +
+			"ends it at once; nothing that was acknowledged is lost by that.",
 		Example: "  rewindmq serve --dev\n  rewindmq serve --listen :1883 --listen ws://:8083/mqtt --data /var/lib/rewindmq",
 		Args:    cobra.NoArgs,
 		RunE: running(func(cmd *cobra.Command, _ []string) error {
@@ -84,11 +82,17 @@ func newServe(assemble assembler) *cobra.Command {
 	return cmd
 }
 
-// serve builds everything, runs it and shuts it down in order: the broker first, then the servers beside it, which
-// answer while it drains.
+// serve runs the broker, and tells how it began and ended.
 func serve(ctx context.Context, c *config.Config, assemble assembler, stderr io.Writer) error {
 	log := newLogger(c.Log.Level, c.Log.Format, stderr)
 	defer func() { _ = log.Sync() }() // standard error often cannot be synced
+	h := newHerald(c, log, stderr)
+	return h.ended(exit.With(exit.Failed, serveAll(ctx, c, assemble, log, h)))
+}
+
+// serveAll builds everything, runs it and shuts it down in order: the broker first, then the servers beside it, which
+// answer while it drains.
+func serveAll(ctx context.Context, c *config.Config, assemble assembler, log *zap.Logger, h *herald) error {
 	this := thisBuild()
 	reg := admin.NewRegistry(admin.Build{Version: this.Version, Revision: this.Revision}, c.Metrics.Go, c.Metrics.Process)
 	if c.Store.URL == config.Embedded {
@@ -107,11 +111,17 @@ func serve(ctx context.Context, c *config.Config, assemble assembler, stderr io.
 		b.discard()
 		return err
 	}
-	announce(stderr, c, b, beside)
+	h.serving(c, b, beside)
+	told := make(chan struct{})
 	unhook := context.AfterFunc(ctx, func() {
-		fmt.Fprintln(stderr, "stopping: clients are told, writes under way are finished; once more to stop at once")
+		defer close(told)
+		h.stopping(context.Cause(ctx))
 	})
-	defer unhook()
+	defer func() {
+		if !unhook() {
+			<-told // before it is told that all has ended
+		}
+	}()
 
 	side, stopSide := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopSide()
@@ -126,7 +136,7 @@ func serve(ctx context.Context, c *config.Config, assemble assembler, stderr io.
 			return s.Run(side)
 		})
 	}
-	return exit.With(exit.Failed, group.Wait())
+	return group.Wait()
 }
 
 // server is one that runs beside the broker.
@@ -169,23 +179,4 @@ func besides(work context.Context, c *config.Config, b *broker, reg *prometheus.
 		n.servers = append(n.servers, door)
 	}
 	return n, nil
-}
-
-// announce prints the five lines that tell a newcomer what runs and how to try it.
-func announce(w io.Writer, c *config.Config, b *broker, n neighbours) {
-	http := "off"
-	if n.http != "" {
-		http = n.http + "  (/metrics, /livez, /readyz; on this machine /api/v1)"
-	}
-	try := "rewindmq sub -t 'dev/#'  and, in another terminal,  rewindmq pub -t dev/1 -m hello"
-	for _, a := range b.addresses {
-		if addr, isTCP := strings.CutPrefix(a, "tcp://"); isTCP {
-			if flags := dialFlags(addr); flags != "" {
-				try = fmt.Sprintf("rewindmq sub%s -t 'dev/#'  and, in another terminal,  rewindmq pub%s -t dev/1 -m hello", flags, flags)
-			}
-			break
-		}
-	}
-	fmt.Fprintf(w, "mqtt   %s\nstore  %s\nnode   %s, rewindmq %s\nhttp   %s\ntry    %s\n",
-		strings.Join(b.addresses, "  "), b.store, c.Node.Name, thisBuild().Version, http, try)
 }

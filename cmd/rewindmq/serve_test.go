@@ -85,7 +85,7 @@ func run(t *testing.T, s *standIn, args ...string) (stderr *text, stop context.C
 	t.Cleanup(cancel)
 	ended := make(chan exit.Code, 1)
 	go func() {
-		ended <- execute(ctx, newRoot(s.assemble), append([]string{"serve", "--dev", "--http", "127.0.0.1:0"}, args...), stderr)
+		ended <- execute(ctx, newRoot(s.assemble), append([]string{"serve", "--dev", "--http", "127.0.0.1:0", "--set", "log.format=console"}, args...), stderr)
 	}()
 	for !strings.Contains(stderr.String(), "\ntry ") {
 		select {
@@ -141,6 +141,9 @@ func TestServe(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(s.dir, control.FileName)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the control file after the end: %v", err)
 	}
+	if said := stderr.String(); strings.Count(said, "stopping: ") != 1 || strings.Contains(said, "{") {
+		t.Errorf("people read:\n%s", said)
+	}
 	if _, err := http.Get(url + "/livez"); err == nil {
 		t.Error("HTTP answers after the end")
 	}
@@ -163,7 +166,7 @@ func TestServeAddressTaken(t *testing.T) {
 	addr := regexp.MustCompile(`http://(\S+)`).FindStringSubmatch(stderr.String())[1]
 	second := newStandIn(t)
 	errText := newText()
-	code := execute(t.Context(), newRoot(second.assemble), []string{"serve", "--dev", "--http", addr}, errText)
+	code := execute(t.Context(), newRoot(second.assemble), []string{"serve", "--dev", "--http", addr, "--set", "log.format=console"}, errText)
 	if code != exit.Failed || !strings.Contains(errText.String(), "--http with another address") || second.discards != 1 {
 		t.Errorf("exit code %d, %d discards: %s", code, second.discards, errText)
 	}

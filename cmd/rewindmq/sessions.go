@@ -7,7 +7,6 @@ import (
 	"io"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 	"unicode"
 
@@ -53,58 +52,6 @@ func (o *operator) asking(body func(cmd *cobra.Command, c *api.Client, args []st
 		}
 		return body(cmd, c, args)
 	})
-}
-
-// printer prints a list: a table, or an array with one value on a line.
-type printer struct {
-	json  bool
-	out   io.Writer
-	table *tabwriter.Writer
-	n     int
-}
-
-func (o *operator) printer(out io.Writer, head ...string) *printer {
-	p := &printer{json: o.output == "json", out: out, table: tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)}
-	if p.json {
-		fmt.Fprint(out, "[")
-	} else {
-		fmt.Fprintln(p.table, strings.Join(head, "\t"))
-	}
-	return p
-}
-
-// rowsAligned bounds the rows that a table holds back to align them.
-const rowsAligned = 1000
-
-func (p *printer) print(v any, cells ...string) error {
-	if !p.json {
-		_, err := fmt.Fprintln(p.table, strings.Join(cells, "\t"))
-		if p.n++; err == nil && p.n%rowsAligned == 0 {
-			err = p.table.Flush()
-		}
-		return err
-	}
-	text, err := exactJSON(v)
-	if err != nil {
-		return err
-	}
-	sep := ",\n"
-	if p.n++; p.n == 1 {
-		sep = "\n"
-	}
-	_, err = fmt.Fprint(p.out, sep, text)
-	return err
-}
-
-func (p *printer) end() error {
-	if !p.json {
-		return p.table.Flush()
-	}
-	if p.n > 0 {
-		fmt.Fprintln(p.out)
-	}
-	_, err := fmt.Fprintln(p.out, "]")
-	return err
 }
 
 // exactJSON encodes v without changing a character that JSON need not change.
@@ -177,7 +124,7 @@ func newSessionsList() *cobra.Command {
 				}
 				return p.print(s, plain(s.Client), stateOf(&s), expiryOf(&s), goneOf(&s))
 			})
-			return errors.Join(err, p.end())
+			return p.end(err)
 		}),
 	}
 	o.add(cmd)

@@ -10,6 +10,7 @@ import (
 
 	"rewindmq/cmd/internal/exit"
 	"rewindmq/cmd/internal/subscribe"
+	"rewindmq/schema"
 )
 
 // sub are the flags of rewindmq sub.
@@ -72,6 +73,9 @@ func (s *sub) options(cmd *cobra.Command) (subscribe.Options, error) {
 		if err := checkText("topic filter (-t)", f); err != nil {
 			return subscribe.Options{}, err
 		}
+		if err := schema.ValidFilter(f); err != nil {
+			return subscribe.Options{}, usage("-t %s: %s", f, notAFilter)
+		}
 	}
 	wait, err := seconds(s.wait)
 	switch {
@@ -93,6 +97,9 @@ func (s *sub) options(cmd *cobra.Command) (subscribe.Options, error) {
 		Count: s.count, Wait: wait, ConnectWait: s.client.wait, Format: format, Notice: s.notice(cmd),
 	}, nil
 }
+
+// notAFilter says what is wrong with what schema.ValidFilter refuses.
+const notAFilter = "not a topic filter: # stands alone at the end, + alone in its level"
 
 // seconds reads a number of seconds, as mosquitto's tools take it, or a time such as 1m30s.
 func seconds(text string) (time.Duration, error) {

@@ -3,6 +3,7 @@ package main
 import (
 	"io"
 	"net"
+	"strconv"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -15,11 +16,24 @@ func newLogger(level, format string, w io.Writer) *zap.Logger {
 	c := zap.NewProductionEncoderConfig()
 	c.EncodeTime = zapcore.ISO8601TimeEncoder
 	encoder := zapcore.NewJSONEncoder(c)
-	if format == "console" || format == "auto" && onTerminal(w) {
+	if !inJSON(format, w) {
 		c.EncodeLevel = zapcore.CapitalLevelEncoder
 		encoder = zapcore.NewConsoleEncoder(c)
 	}
 	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), lowest))
+}
+
+// count returns a number with its noun.
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return strconv.Itoa(n) + " " + noun + "s"
+}
+
+// inJSON says whether the log that goes to w is JSON.
+func inJSON(format string, w io.Writer) bool {
+	return format != "console" && (format != "auto" || !onTerminal(w))
 }
 
 // reachable returns a bound address as one that can be called from this machine.

@@ -45,11 +45,17 @@ func (l *Log) inspect() error {
 	return nil
 }
 
-// foreign refuses a directory that holds anything that Pebble does not make.
+// doorFile is the file of the process that has the log open, which waits there
+// for calls of its own machine. A killed one leaves it behind, so it says
+// nothing: whether a broker runs is for the lock to decide.
+const doorFile = "control.json"
+
+// foreign refuses a directory that holds anything that neither Pebble nor this
+// program makes.
 func (l *Log) foreign(names []string) error {
 	for _, name := range names {
 		_, _, isLog := wal.ParseLogFilename(name)
-		ours := isLog || name == "LOCK" || name == "lost+found" || strings.HasPrefix(name, "MANIFEST-") ||
+		ours := isLog || name == "LOCK" || name == doorFile || name == "lost+found" || strings.HasPrefix(name, "MANIFEST-") ||
 			strings.HasPrefix(name, "OPTIONS-") || strings.HasPrefix(name, "marker.") || strings.HasPrefix(name, "temporary.") ||
 			strings.HasSuffix(name, ".sst") || strings.HasSuffix(name, ".blob") || strings.HasSuffix(name, ".dbtmp")
 		if !ours {

@@ -17,6 +17,8 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"rewindmq/schema"
 	"rewindmq/store"
@@ -78,6 +80,40 @@ func TestForeignDirectoryIsRefused(t *testing.T) {
 	}
 	if _, err := Open(Options{Dir: "data", FS: mem}); !errors.Is(err, store.ErrFormat) {
 		t.Errorf("another Pebble database: %v", err)
+	}
+}
+
+// The door that a killed process left in the directory says nothing: the lock
+// decides.
+func TestDoorIsNotForeign(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "control.json"), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o := Options{FS: vfs.Default, Dir: dir}
+	start(t, o).put("t", "x")
+	if _, err := Open(o); !errors.Is(err, store.ErrLocked) {
+		t.Errorf("a second Open: %v", err)
+	}
+}
+
+// The line about the free space names the directory once: as JSON a key that is
+// there twice is no proper object.
+func TestFreeSpaceIsLoggedOnce(t *testing.T) {
+	t.Parallel()
+	core, lines := observer.New(zap.InfoLevel)
+	start(t, Options{Log: zap.New(core), FreeSpace: func(string) (uint64, uint64, error) { return 1 << 20, 1 << 30, nil }})
+	got := lines.FilterMessage("free space").All()
+	if len(got) != 1 {
+		t.Fatalf("%d lines", len(got))
+	}
+	keys := map[string]int{}
+	for _, f := range got[0].Context {
+		keys[f.Key]++
+	}
+	if keys["dir"] != 1 || keys["free_bytes"] != 1 {
+		t.Errorf("keys: %v", keys)
 	}
 }
 

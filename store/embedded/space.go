@@ -97,7 +97,7 @@ func (c *committer) probeSpace() error {
 	}
 	free, total, err := s.probe(s.dir)
 	if err != nil {
-		c.l.log.Warn("free space is not known", zap.String("dir", s.dir), zap.Error(err))
+		c.l.log.Warn("free space is not known", zap.Error(err))
 		s.written, s.probed = 0, time.Now()
 		return nil
 	}
@@ -109,8 +109,7 @@ func (c *committer) probeSpace() error {
 		if s.level > before {
 			log = c.l.log.Error
 		}
-		log("free space", zap.String("dir", s.dir), zap.Uint64("free_bytes", free),
-			zap.Uint64("reserve_bytes", s.reserve), zap.Bool("appends_taken", !s.low()))
+		log("free space", zap.Uint64("free_bytes", free), zap.Uint64("reserve_bytes", s.reserve), zap.Bool("appends_taken", !s.low()))
 	}
 	return nil
 }

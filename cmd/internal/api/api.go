@@ -140,7 +140,7 @@ func listSessions(w http.ResponseWriter, q *http.Request, s Sessions) {
 	}
 	list, err := s.ListSessions(q.Context(), q.FormValue("after"), limit)
 	if err != nil {
-		fail(w, err)
+		fail(w, err, "")
 		return
 	}
 	page := sessionPage{Sessions: make([]Session, 0, len(list))}
@@ -154,9 +154,10 @@ func listSessions(w http.ResponseWriter, q *http.Request, s Sessions) {
 }
 
 func showSession(w http.ResponseWriter, q *http.Request, s Sessions) {
-	info, err := s.LookSession(q.Context(), q.FormValue("client"))
+	client := q.FormValue("client")
+	info, err := s.LookSession(q.Context(), client)
 	if err != nil {
-		fail(w, err)
+		fail(w, err, client)
 		return
 	}
 	one := session(&info)
@@ -192,12 +193,12 @@ func listRetained(w http.ResponseWriter, q *http.Request, r Retained) {
 		filter = "#"
 	}
 	if err := schema.ValidFilter(filter); err != nil {
-		http.Error(w, "filter: "+err.Error(), http.StatusBadRequest)
+		http.Error(w, badFilter, http.StatusBadRequest)
 		return
 	}
 	list, next, err := r.Retained(q.Context(), filter, q.FormValue("after"), limit)
 	if err != nil {
-		fail(w, err)
+		fail(w, err, "")
 		return
 	}
 	page := messagePage{Messages: make([]Message, 0, len(list)), Next: next}
@@ -211,6 +212,9 @@ func listRetained(w http.ResponseWriter, q *http.Request, r Retained) {
 	}
 	answer(w, page)
 }
+
+// badFilter answers for a filter that is none.
+const badFilter = "filter: not a topic filter: # stands alone at the end, + alone in its level"
 
 func limitOf(w http.ResponseWriter, q *http.Request) (int, bool) {
 	text := q.FormValue("limit")
@@ -232,7 +236,7 @@ func remove(w http.ResponseWriter, q *http.Request, parameter string, do func(co
 		return
 	}
 	if err := do(q.Context(), what); err != nil {
-		fail(w, err)
+		fail(w, err, what)
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
@@ -246,15 +250,20 @@ func answer(w http.ResponseWriter, v any) {
 	_ = enc.Encode(v) // a caller that has gone away is no concern of ours
 }
 
-func fail(w http.ResponseWriter, err error) {
-	code := http.StatusInternalServerError
+// fail answers with an error of the broker or the store; of says what was asked for. What the caller can do something
+// about is told in words of its own.
+func fail(w http.ResponseWriter, err error, of string) {
+	code, text := http.StatusInternalServerError, err.Error()
 	switch {
-	case errors.Is(err, store.ErrNoSession), errors.Is(err, broker.ErrNotRetained):
-		code = http.StatusNotFound
+	case errors.Is(err, store.ErrNoSession):
+		code, text = http.StatusNotFound, "no session of client "+strconv.Quote(of)
+	case errors.Is(err, broker.ErrNotRetained):
+		code, text = http.StatusNotFound, "nothing is retained on topic "+strconv.Quote(of)
 	case errors.Is(err, broker.ErrBusy):
-		code = http.StatusConflict
+		code, text = http.StatusConflict, "client "+strconv.Quote(of)+" is connecting: ask again"
 	case errors.Is(err, history.ErrPage):
-		code = http.StatusBadRequest
+		code, text = http.StatusBadRequest, "after: no such page"
 	}
-	http.Error(w, err.Error(), code)
+	w.Header().Set(answeredBy, "v1")
+	http.Error(w, text, code)
 }

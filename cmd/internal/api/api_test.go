@@ -177,7 +177,7 @@ func TestSessions(t *testing.T) {
 		if err := c.EndSession(t.Context(), id); err != nil {
 			t.Errorf("%q: %v", id, err)
 		}
-		if err := c.EndSession(t.Context(), id); exit.Of(err) != exit.Failed || !strings.Contains(err.Error(), "404") {
+		if err := c.EndSession(t.Context(), id); exit.Of(err) != exit.Failed || err.Error() != "no session of client "+strconv.Quote(id) {
 			t.Errorf("%q is ended again: %v", id, err)
 		}
 		if n := len(odd()) - i - 1; len(s.sessions) != n {
@@ -185,8 +185,11 @@ func TestSessions(t *testing.T) {
 		}
 	}
 	s.busy = true
-	if err := c.EndSession(t.Context(), "a"); err == nil || !strings.Contains(err.Error(), "409") {
+	if err := c.EndSession(t.Context(), "a"); err == nil || err.Error() != `client "a" is connecting: ask again` {
 		t.Errorf("a client that is connecting: %v", err)
+	}
+	if _, err := c.Session(t.Context(), "a"); err == nil || err.Error() != `no session of client "a"` {
+		t.Errorf("no such session: %v", err)
 	}
 }
 
@@ -332,8 +335,8 @@ func TestRetained(t *testing.T) {
 		if err := c.ClearRetained(t.Context(), topic); err != nil {
 			t.Fatalf("%q: %v", topic, err)
 		}
-		if err := c.ClearRetained(t.Context(), topic); err == nil {
-			t.Errorf("%q is removed again", topic)
+		if err := c.ClearRetained(t.Context(), topic); err == nil || err.Error() != "nothing is retained on topic "+strconv.Quote(topic) {
+			t.Errorf("%q is removed again: %v", topic, err)
 		}
 	}
 	for _, bad := range []string{"?filter=a%23", "?limit=0", "?limit=x"} {
@@ -397,7 +400,10 @@ func TestNobodyThere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.EndSession(t.Context(), "a"); exit.Of(err) != exit.Connect {
+	if err := c.EndSession(t.Context(), "a"); exit.Of(err) != exit.Connect || exit.Hint(err) != "rewindmq healthcheck --http "+addr {
+		t.Errorf("%v, try %s", err, exit.Hint(err))
+	}
+	if err := c.EachSession(t.Context(), nil); err == nil || strings.Contains(err.Error(), "?") {
 		t.Errorf("%v", err)
 	}
 	if _, err := Dial("8080"); err == nil {

@@ -16,12 +16,15 @@ import (
 	"rewindmq/cmd/internal/exit"
 )
 
+// answeredBy is a header of the API's refusals. Without it a 404 is that of some other server.
+const answeredBy = "X-Rewindmq-Api"
+
 // callTimeout bounds one call.
 const callTimeout = 30 * time.Second
 
 // Client calls the API of the broker on this machine. Errors carry exit codes: Connect when nobody answers, Auth when
 // the broker does not serve the caller, Failed with what it said.
-type Client struct{ base string }
+type Client struct{ base, addr string }
 
 // Dial returns a client of the broker whose configuration has this http.addr. It connects to nobody yet.
 func Dial(addr string) (*Client, error) {
@@ -32,7 +35,7 @@ func Dial(addr string) (*Client, error) {
 	if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
 		host = "127.0.0.1" // an address to listen on is not one to call
 	}
-	return &Client{"http://" + net.JoinHostPort(host, port)}, nil
+	return &Client{base: "http://" + net.JoinHostPort(host, port), addr: addr}, nil
 }
 
 // EachSession calls fn for every session, in the order of the bytes of their client ids.
@@ -137,14 +140,18 @@ func eachPage[P any](ctx context.Context, c *Client, path string, q url.Values, 
 func (c *Client) call(ctx context.Context, method, path string, q url.Values, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path+"?"+q.Encode(), nil)
+	address := c.base + path
+	if len(q) > 0 {
+		address += "?" + q.Encode()
+	}
+	req, err := http.NewRequestWithContext(ctx, method, address, nil)
 	if err != nil {
 		return fmt.Errorf("call the broker: %w", err)
 	}
 	transport := &http.Transport{DisableKeepAlives: true} // no proxy: the broker is on this machine
 	resp, err := (&http.Client{Transport: transport}).Do(req)
 	if err != nil {
-		return &exit.Error{Code: exit.Connect, Err: fmt.Errorf("call the broker: %w", err), Try: "rewindmq healthcheck"}
+		return &exit.Error{Code: exit.Connect, Err: fmt.Errorf("call the broker: %w", err), Try: "rewindmq healthcheck --http " + c.addr}
 	}
 	defer func() { _ = resp.Body.Close() }()
 	switch resp.StatusCode {
@@ -158,8 +165,13 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, in
 	}
 	said, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
 	err = errors.New(strings.TrimSpace(string(said)))
-	if resp.StatusCode == http.StatusForbidden {
+	switch resp.StatusCode {
+	case http.StatusForbidden:
 		return exit.With(exit.Auth, err)
+	case http.StatusNotFound, http.StatusConflict:
+		if resp.Header.Get(answeredBy) != "" {
+			return exit.With(exit.Failed, err) // the text says it all
+		}
 	}
 	return exit.With(exit.Failed, fmt.Errorf("the broker says %s: %w", strconv.Itoa(resp.StatusCode), err))
 }

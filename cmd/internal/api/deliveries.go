@@ -51,7 +51,7 @@ func listDeliveries(w http.ResponseWriter, q *http.Request, h history.Reader) {
 	}
 	list, next, err := h.ListDeliveries(q.Context(), of, q.FormValue("after"), limit)
 	if err != nil {
-		fail(w, err)
+		fail(w, err, "")
 		return
 	}
 	page := deliveryPage{Deliveries: make([]Delivery, 0, len(list)), Next: next}

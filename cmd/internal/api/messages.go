@@ -50,7 +50,7 @@ func listMessages(w http.ResponseWriter, q *http.Request, h history.Reader) {
 	of := history.MessageQuery{Filter: q.FormValue("filter"), ClientID: q.FormValue("client")}
 	if of.Filter != "" {
 		if err := schema.ValidFilter(of.Filter); err != nil {
-			http.Error(w, "filter: "+err.Error(), http.StatusBadRequest)
+			http.Error(w, badFilter, http.StatusBadRequest)
 			return
 		}
 	}
@@ -67,7 +67,7 @@ func listMessages(w http.ResponseWriter, q *http.Request, h history.Reader) {
 	}
 	list, next, err := h.ListMessages(q.Context(), of, q.FormValue("after"), limit)
 	if err != nil {
-		fail(w, err)
+		fail(w, err, "")
 		return
 	}
 	page := messagePage{Messages: make([]Message, 0, len(list)), Next: next}

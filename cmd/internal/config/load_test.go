@@ -103,7 +103,10 @@ func TestWrong(t *testing.T) {
 		{name: "not in the list", set: []string{"log.level=loud"}, want: []string{"log.level is not one of debug, info, warn, error"}},
 		{name: "set without a value", set: []string{"limits.window"}, want: []string{"key=value"}},
 		{name: "set with an unknown key", set: []string{"limits.windows=1"}, want: []string{"did you mean limits.window?"}},
+		{name: "a letter too few, where another section has the word", set: []string{"store.retention.message=1d"}, want: []string{"did you mean store.retention.messages?"}},
 		{name: "no store", set: []string{"store.url=sqlite"}, want: []string{"names no store"}},
+		{name: "no host", set: []string{"store.url=mongodb+srv://u:geheim@/?w=1"}, want: []string{"store.url names no host (got mongodb+srv://u:xxxxx@/?w=1)"}},
+		{name: "nothing behind the scheme", set: []string{"store.url=mongodb://"}, want: []string{"store.url names no host"}},
 		{name: "tls listener", args: []string{"--listen", "tls://:8883"}, want: []string{"--listen: listen asks for tls"}},
 		{name: "no port", args: []string{"--listen", "tcp://localhost"}, want: []string{"is not host:port"}},
 		{name: "port out of range", args: []string{"--listen", ":70000"}, want: []string{"no port from 0 to 65535"}},
@@ -278,13 +281,37 @@ func TestTemplateIsAFile(t *testing.T) {
 func TestShowHidesPasswords(t *testing.T) {
 	t.Parallel()
 	l := &Loaded{Config: Default(), origins: map[string]string{}}
-	l.Config.Store.URL = "mongodb://user:geheim@host/db"
+	l.Config.Store.URL = "mongodb://user:geheim@host/db?a=b&tlsCertificateKeyFilePassword=geheim"
 	var b bytes.Buffer
 	if err := l.Show(&b, true); err != nil {
 		t.Fatal(err)
 	}
-	if strings.Contains(b.String(), "geheim") {
-		t.Errorf("the password is shown:\n%s", b.String())
+	if strings.Contains(b.String(), "geheim") || !strings.Contains(b.String(), `host/db?a=b&tls`) {
+		t.Errorf("a password is shown, or the rest is not as it was:\n%s", b.String())
+	}
+}
+
+func TestRedact(t *testing.T) {
+	t.Parallel()
+	for address, want := range map[string]string{
+		"embedded":                            "embedded",
+		"mongodb://h1,h2:27018/?w=1&ssl=true": "mongodb://h1,h2:27018/?w=1&ssl=true",
+		"mongodb://u@h/":                      "mongodb://u@h/",
+		"mongodb://u:geheim@h:1,i:2/db":       "mongodb://u:xxxxx@h:1,i:2/db",
+		"mongodb://u:ge@he/im@h/db":           "mongodb://u:xxxxx@h/db",
+		"mongodb://u:geh%zzeim@h/":            "mongodb://u:xxxxx@h/",
+		"mongodb://u:geh?eim@h/":              "an address that cannot be shown",
+		"u:geheim@h":                          "u:xxxxx@h",
+		"mongodb://h/?tlsCertificateKeyFilePassword=geheim&w=1;SSLClientCertificateKeyPassword=geheim": "mongodb://h/?tlsCertificateKeyFilePassword=xxxxx&w=1;SSLClientCertificateKeyPassword=xxxxx",
+		"mongodb://h/?authMechanismProperties=AWS_SESSION_TOKEN%3Age%2Cheim":                           "mongodb://h/?authMechanismProperties=xxxxx",
+		"mongodb://h/?authMechanismProperties=AWS_SESSION_TOKEN:geheim,A:b":                            "mongodb://h/?authMechanismProperties=xxxxx",
+		"mongodb://h/?authMechanismProperties=SERVICE_NAME:x":                                          "mongodb://h/?authMechanismProperties=SERVICE_NAME:x",
+		"mongodb://h/?proxyPass%77ord=geheim":                                                          "mongodb://h/?proxyPass%77ord=xxxxx",
+		"mongodb://h/?authMechanismProperties=%zzgeheim":                                               "mongodb://h/?authMechanismProperties=xxxxx",
+	} {
+		if got := Redact(address); got != want {
+			t.Errorf("%s: got %s, want %s", address, got, want)
+		}
 	}
 }
 

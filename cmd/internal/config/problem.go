@@ -52,9 +52,9 @@ func (p Problems) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// nearest returns the candidate that key was probably meant to be, or an empty string. It knows three mistakes: wrong
-// separators (store_data for store.data), a missing section (retention for store.retention.messages has none, data
-// has store.data), and a few wrong letters.
+// nearest returns the candidate that key was probably meant to be, or an empty string. It knows, in this order, wrong
+// separators (store_data for store.data), one or two wrong letters (first of a setting in the same section), a missing
+// or wrong section (data for store.data), and a few more wrong letters.
 func nearest(key string, candidates []string) string {
 	flat := strings.NewReplacer(".", "", "_", "", "-", "")
 	for _, c := range candidates {
@@ -62,19 +62,30 @@ func nearest(key string, candidates []string) string {
 			return c
 		}
 	}
+	best := slices.MinFunc(candidates, func(a, b string) int {
+		return cmp.Or(cmp.Compare(distance(key, a), distance(key, b)), cmp.Compare(away(key, a), away(key, b)))
+	})
+	if distance(key, best) <= 2 {
+		return best
+	}
 	last := key[strings.LastIndexByte(key, '.')+1:]
 	for _, c := range candidates {
 		if c == last || strings.HasSuffix(c, "."+last) {
 			return c
 		}
 	}
-	best := slices.MinFunc(candidates, func(a, b string) int {
-		return cmp.Compare(distance(key, a), distance(key, b))
-	})
-	if distance(key, best) > max(2, len(key)/4) {
+	if distance(key, best) > len(key)/4 {
 		return ""
 	}
 	return best
+}
+
+// away is 0 where two keys are of the same section, else 1.
+func away(a, b string) int {
+	if a[:strings.LastIndexByte(a, '.')+1] == b[:strings.LastIndexByte(b, '.')+1] {
+		return 0
+	}
+	return 1
 }
 
 // distance is the Levenshtein distance of two short texts in bytes.

@@ -83,11 +83,13 @@ func yamlValue(s setting, c *Config) string {
 }
 
 func quote(s string) string {
-	b, err := json.Marshal(s)
-	if err != nil {
+	var b strings.Builder
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false) // & is nothing special in YAML
+	if err := enc.Encode(s); err != nil {
 		panic(fmt.Sprintf("config: %q as JSON: %v", s, err)) // a string always can be
 	}
-	return string(b)
+	return strings.TrimSuffix(b.String(), "\n")
 }
 
 // Markdown returns the table of all settings for the README.

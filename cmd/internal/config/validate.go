@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"net"
-	"net/url"
 	"strconv"
 	"strings"
 )
@@ -46,6 +45,9 @@ func (l *Loaded) validate(dev bool) Problems {
 	switch u := c.Store.URL; {
 	case u == Embedded:
 	case strings.HasPrefix(u, "mongodb://"), strings.HasPrefix(u, "mongodb+srv://"):
+		if hostless(u) {
+			report("store.url", Redact(u), "names no host", "mongodb://host1,host2,host3/?replicaSet=NAME")
+		}
 	default:
 		report("store.url", Redact(u), "names no store", "embedded, or mongodb://host1,host2,host3/?replicaSet=NAME")
 	}
@@ -53,6 +55,14 @@ func (l *Loaded) validate(dev bool) Problems {
 		report("store.data", "", "is empty", "./data")
 	}
 	return problems
+}
+
+// hostless tells whether no host stands in a connection string. All else about it is for MongoDB's driver to judge.
+func hostless(address string) bool {
+	_, rest, _ := strings.Cut(address, "://")
+	rest, _, _ = strings.Cut(rest, "?")
+	rest = rest[strings.LastIndexByte(rest, '@')+1:]
+	return rest == "" || rest[0] == '/'
 }
 
 // listener returns the full form of a listener's address, or what is wrong with it.
@@ -102,13 +112,4 @@ func loopback(addr string) bool {
 	}
 	ip := net.ParseIP(host)
 	return host == "localhost" || (ip != nil && ip.IsLoopback())
-}
-
-// Redact returns a store address without the password in it.
-func Redact(address string) string {
-	u, err := url.Parse(address)
-	if err != nil {
-		return "an address that cannot be shown"
-	}
-	return u.Redacted()
 }

@@ -5,7 +5,7 @@
 // DATA/control.json, which only the owner of the directory can read, so whoever may read the data may use the door.
 //
 // Invariant: control.json is there while the door is open. After SIGKILL it stays behind; a caller then finds nobody at
-// its address or a stranger who does not know the token, and the next broker sweeps it away before it opens the store.
+// its address or a stranger who does not know the token, and the next broker sweeps it away, or puts its own in its place.
 //
 // Server.Run owns the goroutines that serve calls and returns when they have ended. Listen starts none.
 package control
@@ -113,10 +113,11 @@ func load(data string) (door, error) {
 	return d, nil
 }
 
-// Sweep removes the door that a killed broker left in a data directory, which need not exist. It does so only when it
-// is certain that no broker is behind it: a store may then open the directory and find no file that is not its own.
-// A broker that answers is ErrRunning. One that neither answers nor is certainly gone (it may be held up) is left to
-// the store's lock to find out.
+// Sweep looks for the broker of a data directory, which need not exist. One that answers is ErrRunning. The door that a
+// killed one left is removed where it is certain that no broker is behind it, so that nobody calls there any more. Where
+// it is not (the broker may be held up, another program may answer in its own way, the file may be another user's), the
+// file stays: the store takes it for none of its concern, its lock finds out whether a broker runs, and if none does
+// Listen replaces the file.
 func Sweep(ctx context.Context, dataDir string) error {
 	d, err := load(dataDir)
 	if err == nil {

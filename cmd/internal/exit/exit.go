@@ -41,6 +41,8 @@ type Error struct {
 	Err  error
 	// Try is what the user may do next, as a command or a short sentence. Empty: nothing to say.
 	Try string
+	// Told: the user has been told of it, in a log that is not to be mixed with plain text.
+	Told bool
 }
 
 // Error returns the text of the wrapped error.
@@ -82,4 +84,10 @@ func Hint(err error) string {
 		return e.Try
 	}
 	return ""
+}
+
+// Told says whether the user has been told of err.
+func Told(err error) bool {
+	e := (*Error)(nil)
+	return errors.As(err, &e) && e.Told
 }

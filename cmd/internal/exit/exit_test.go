@@ -40,6 +40,9 @@ func TestHint(t *testing.T) {
 	if got := Hint(err); got != "rewindmq serve" {
 		t.Errorf("got %q", got)
 	}
+	if Told(err) || Told(nil) || !Told(fmt.Errorf("serve: %w", &Error{Err: err, Told: true})) {
+		t.Error("who was told is mistaken")
+	}
 	if got := Hint(errors.New("x")); got != "" {
 		t.Errorf("got %q", got)
 	}

@@ -72,7 +72,7 @@ func Open(c *config.Config, reg prometheus.Registerer, log *zap.Logger) (*Node, 
 			log.Warn("accept", zap.String("listener", addr), zap.Error(err))
 		}})
 		if err != nil {
-			return nil, errors.Join(err, n.Close())
+			return nil, &exit.Error{Code: exit.Failed, Err: errors.Join(err, n.Close()), Try: "--listen with another port"}
 		}
 		n.listeners = append(n.listeners, l)
 		n.metrics.Listener(l.String())
@@ -109,6 +109,9 @@ func (n *Node) openStore(c *config.Config, reg prometheus.Registerer, log *zap.L
 const openTimeout = 30 * time.Second
 
 func (n *Node) openMongo(c *config.Config, reg prometheus.Registerer, log *zap.Logger) error {
+	if err := checkURL(c); err != nil {
+		return err
+	}
 	metrics, err := store.NewMetrics(reg, "mongodb")
 	if err != nil {
 		return fmt.Errorf("register the store's metrics: %w", err)
@@ -163,17 +166,6 @@ func keepAlive(d time.Duration) time.Duration {
 	return d
 }
 
-// ExitCode says how the process ends when a node cannot be opened.
-func ExitCode(err error) exit.Code {
-	switch {
-	case errors.Is(err, store.ErrCorrupt):
-		return exit.Store
-	case errors.Is(err, store.ErrFormat):
-		return exit.Config
-	}
-	return mongoCode(err)
-}
-
 // StoreText says in one line where the messages are.
 func (n *Node) StoreText() string { return n.where }
 
@@ -204,6 +196,15 @@ func (n *Node) Listeners() []string {
 // Started is closed when clients are served.
 func (n *Node) Started() <-chan struct{} { return n.broker.Started() }
 
+func (n *Node) started() bool {
+	select {
+	case <-n.Started():
+		return true
+	default:
+		return false
+	}
+}
+
 // Ready tells whether the node serves; the error is for people.
 func (n *Node) Ready(ctx context.Context) error { return n.broker.Ready(ctx) }
 
@@ -230,6 +231,7 @@ func (n *Node) Run(ctx context.Context) error {
 	// listeners accept.
 	storeCtx, stopStore := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopStore()
+	asked := ctx
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	if os.Getenv("GOGC") == "" {
@@ -259,6 +261,9 @@ func (n *Node) Run(ctx context.Context) error {
 		})
 	}
 	err := g.Wait()
+	if asked.Err() != nil && errors.Is(err, context.Canceled) && !n.started() {
+		err = nil // the start was cut short, as was asked for
+	}
 	stopStore()
 	return errors.Join(<-stored, err)
 }

@@ -13,6 +13,7 @@ import (
 type Meter struct {
 	w     io.Writer
 	total int64 // bytes of the source; 0: not known
+	noun  string
 	bar   *progressbar.ProgressBar
 	last  time.Duration
 }
@@ -20,9 +21,10 @@ type Meter struct {
 // lineEvery is how often the plain line comes.
 const lineEvery = 5 * time.Second
 
-// NewMeter returns a meter that writes to w. total is the size of the source in bytes, or 0 when nobody knows it.
-func NewMeter(w io.Writer, total int64, terminal bool) *Meter {
-	m := &Meter{w: w, total: total}
+// NewMeter returns a meter that writes to w. total is the size of the source in bytes, or 0 when nobody knows it;
+// noun says what one message is.
+func NewMeter(w io.Writer, total int64, noun string, terminal bool) *Meter {
+	m := &Meter{w: w, total: total, noun: noun}
 	if terminal {
 		size := total
 		if size == 0 {
@@ -39,7 +41,7 @@ func NewMeter(w io.Writer, total int64, terminal bool) *Meter {
 // Update shows how far the run is. What a display cannot show does no harm to the run, so there is no error.
 func (m *Meter) Update(r Result) {
 	if m.bar != nil {
-		m.bar.Describe(fmt.Sprintf("%d rows acknowledged", r.Acked))
+		m.bar.Describe(count(r.Acked, m.noun) + " acknowledged")
 		_ = m.bar.Set64(r.End)
 		return
 	}
@@ -57,7 +59,7 @@ func (m *Meter) Finish() {
 }
 
 func (m *Meter) line(r Result) string {
-	text := fmt.Sprintf("%d rows acknowledged, %d in flight, %.0f/s", r.Acked, r.Rows-r.Acked, r.PerSecond())
+	text := fmt.Sprintf("%s acknowledged, %d in flight, %.0f/s", count(r.Acked, m.noun), r.Rows-r.Acked, r.PerSecond())
 	if m.total > 0 && r.End > 0 {
 		left := time.Duration(float64(r.Elapsed) * float64(m.total-r.End) / float64(r.End))
 		text += fmt.Sprintf(", %.1f %%, %v left", 100*float64(r.End)/float64(m.total), left.Round(time.Second))
@@ -73,15 +75,23 @@ func (r Result) PerSecond() float64 {
 	return float64(r.Acked) / r.Elapsed.Seconds()
 }
 
-// Summary returns the result as one line.
-func (r Result) Summary(qos byte) string {
+// count returns a number with its noun.
+func count(n int64, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+// Summary returns the result as one line; noun says what one message is.
+func (r Result) Summary(qos byte, noun string) string {
 	verb := "acknowledged"
 	if qos == 0 {
 		verb = "sent"
 	}
-	text := fmt.Sprintf("%d rows, %d %s, %.1f s, %.0f rows/s", r.Rows, r.Acked, verb, r.Elapsed.Seconds(), r.PerSecond())
+	text := fmt.Sprintf("%s, %d %s, %.1f s, %.0f %ss/s", count(r.Rows, noun), r.Acked, verb, r.Elapsed.Seconds(), r.PerSecond(), noun)
 	if r.Reconnects > 0 {
-		text += fmt.Sprintf(", %d reconnects, %d packets repeated", r.Reconnects, r.Again)
+		text += ", " + count(r.Reconnects, "reconnect") + ", " + count(r.Again, "packet") + " repeated"
 	}
 	return text
 }

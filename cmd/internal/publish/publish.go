@@ -50,6 +50,8 @@ type Options struct {
 
 // Result is how far a run has come.
 type Result struct {
+	// Connected says that the server took a connection.
+	Connected bool
 	// Rows were taken from the source and handed to the protocol.
 	Rows int64
 	// Acked were acknowledged by the server; at QoS 0: written to the network.
@@ -229,6 +231,7 @@ func (r *run) begin(conn *link.Conn, first bool) error {
 		return exit.With(exit.Failed, errors.New("publish: the server takes no retained messages"))
 	}
 	if first {
+		r.res.Connected = true
 		r.flight.quota = int(conn.Server.ReceiveMaximum)
 		r.moved = time.Now()
 		return nil
