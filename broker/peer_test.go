@@ -15,7 +15,7 @@ import (
 )
 
 // patience bounds every wait of a test; it is never waited for in a good run.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // house is a broker on a store, on a loopback listener.
 type house struct {

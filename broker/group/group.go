@@ -273,8 +273,16 @@ func (g *Group) end() {
 // who lets go of it loses nothing, and who opens it next finds all that was claimed.
 func (g *Group) Idle() bool { return len(g.members) == 0 && !g.saving && len(g.under) == 0 }
 
-// Members gives the number of members.
-func (g *Group) Members() int { return len(g.members) }
+// Members gives the number of members that are given messages. One that has just joined is
+// none of them before the store was asked where the group stands.
+func (g *Group) Members() (n int) {
+	for _, m := range g.members {
+		if m.state == active {
+			n++
+		}
+	}
+	return n
+}
 
 // Waits tells that something waits for room, with a member or in the line.
 func (g *Group) Waits() bool {

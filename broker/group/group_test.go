@@ -387,8 +387,8 @@ func TestEnds(t *testing.T) {
 	y.did()
 	y.g.Join(b)
 	y.g.OnOpened(store.Group{}, fmt.Errorf("no: %w", store.ErrNoGroup))
-	if y.wants("no group", DoOpen); y.g.Members() != 1 {
-		t.Errorf("%d members", y.g.Members())
+	if y.wants("no group", DoOpen); len(y.g.members) != 1 {
+		t.Errorf("%d members", len(y.g.members))
 	}
 	y.g.OnOpened(store.Group{}, errors.New("trouble"))
 	y.wants("trouble")
