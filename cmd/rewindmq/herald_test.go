@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -161,6 +162,11 @@ func TestHangUp(t *testing.T) {
 	if err := os.Symlink(self, bin); err != nil {
 		t.Fatal(err)
 	}
+	// Where this test runs without a terminal it may have SIGHUP ignored itself, and would
+	// hand that on.
+	taken := make(chan os.Signal, 1)
+	signal.Notify(taken, syscall.SIGHUP)
+	t.Cleanup(func() { signal.Stop(taken) })
 	for name, tt := range map[string]struct{ before, why string }{
 		"taken":   {"", "signal hangup"},
 		"ignored": {"trap '' HUP; ", "signal terminated"},
